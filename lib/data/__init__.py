@@ -1,0 +1,17 @@
+"""The data sets, one file each; every loader verifies what it reads and says where it is from.
+
+Embedded, no download:
+    digits         scikit-learn's 8x8 digits, split 1000 / 400 / 397
+Real, below DATA_ROOT (`make data` fetches what is public):
+    cifar10        50,000 + 10,000 colour images, 32x32
+    mnist          60,000 + 10,000 handwritten digits, 28x28
+    fashion_mnist  60,000 + 10,000 pieces of clothing, 28x28
+    housing        California housing, and a generated table with known entanglement
+Shared:
+    base           provenance, splits, verification, image archives
+    idx            the file format of the two MNIST sets
+    download       one file, whole or not at all; the public sets (`python -m lib.data`)
+
+Import the module you need (``from lib.data import digits``), so that a notebook is rerun only when
+the files it really uses change.
+"""
