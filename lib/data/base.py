@@ -97,9 +97,7 @@ class Expected:
     test: tuple[int, ...] = ()
 
 
-def missing(
-    name: str, root: Path, wanted: Sequence[str], *, public: bool = True
-) -> MissingData:
+def missing(name: str, root: Path, wanted: Sequence[str], *, public: bool = True) -> MissingData:
     """The error for an absent data set: what was wanted, where, and what to do."""
     how = "run `make data` or " if public else ""
     return MissingData(
@@ -134,11 +132,7 @@ def verify_labels(y: Tensor, counts: Sequence[int], what: str) -> None:
     Raises:
         DamagedData: the balance of the labels is not the published one.
     """
-    came = (
-        torch.bincount(y, minlength=len(counts)).tolist()
-        if len(y)
-        else [0] * len(counts)
-    )
+    came = torch.bincount(y, minlength=len(counts)).tolist() if len(y) else [0] * len(counts)
     if came != list(counts):
         raise DamagedData(
             f"{what}: wanted {list(counts)} rows per class, got {came}; "
@@ -166,14 +160,10 @@ def open_archive(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.gener
         with np.load(path, allow_pickle=False) as archive:
             absent = [name for name in names if name not in archive.files]
             if absent:
-                raise DamagedData(
-                    f"{path} lacks the arrays {absent}; it has {archive.files}"
-                )
+                raise DamagedData(f"{path} lacks the arrays {absent}; it has {archive.files}")
             return {name: archive[name] for name in names}
     except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise DamagedData(
-            f"{path} is not a whole npz file ({error}); fetch it again"
-        ) from error
+        raise DamagedData(f"{path} is not a whole npz file ({error}); fetch it again") from error
 
 
 def decode_images(
@@ -198,12 +188,7 @@ def decode_images(
     from PIL import Image
 
     n = len(offsets) - 1
-    if (
-        n < 1
-        or offsets[0] != 0
-        or offsets[-1] != len(jpeg)
-        or (np.diff(offsets) <= 0).any()
-    ):
+    if n < 1 or offsets[0] != 0 or offsets[-1] != len(jpeg) or (np.diff(offsets) <= 0).any():
         raise DamagedData(
             f"image archive: {len(offsets)} offsets do not divide {len(jpeg)} bytes; fetch it again"
         )
@@ -214,9 +199,7 @@ def decode_images(
             with Image.open(io.BytesIO(raw[offsets[i] : offsets[i + 1]])) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except OSError as error:
-            raise DamagedData(
-                f"image {i} of the archive cannot be decoded ({error})"
-            ) from error
+            raise DamagedData(f"image {i} of the archive cannot be decoded ({error})") from error
         if images is None:
             images = np.empty((n, *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:

