@@ -189,11 +189,12 @@ def decode(path: Path, progress: Progress | None = None) -> dict[str, Tensor]:
     kinds = ("jpeg", "offsets", "labels")
     names = [f"{part}_{kind}" for part in ("train", "test") for kind in kinds]
     arrays = open_archive(path, names)
-    found = {}
+    found: dict[str, Tensor] = {}
     for part in ("train", "test"):
-        jpeg, offsets, labels = (arrays[f"{part}_{what}"] for what in ARRAYS)
+        jpeg = np.asarray(arrays[f"{part}_jpeg"], np.uint8)
+        offsets = np.asarray(arrays[f"{part}_offsets"], np.int64)
         found[f"{part}_x"] = _channels_first(decode_images(jpeg, offsets, progress=progress))
-        found[f"{part}_y"] = torch.from_numpy(labels)
+        found[f"{part}_y"] = torch.from_numpy(arrays[f"{part}_labels"])
     return found
 
 
@@ -203,12 +204,7 @@ def _read_jpeg(path: Path, checksum: str, progress: Progress | None) -> dict[str
 
 def _read_batches(root: Path, names: Sequence[str]) -> dict[str, Tensor]:
     """Read the pickled batches, whose checksums `locate` has verified: unpickling runs code."""
-    found: dict[str, list[Tensor]] = {
-        "train_x": [],
-        "train_y": [],
-        "test_x": [],
-        "test_y": [],
-    }
+    found: dict[str, list[Tensor]] = {"train_x": [], "train_y": [], "test_x": [], "test_y": []}
     for name in sorted(n for n in names if n.startswith(BATCHES)):
         part = "test" if name.endswith("test_batch") else "train"
         with open(root / name, "rb") as file:
