@@ -58,6 +58,7 @@ BATCHES = "cifar-10-batches-py"
 ORIGINAL = "the University of Toronto (Krizhevsky 2009)"
 LICENCE = "none stated"
 N_LOSSLESS = 4000
+MEAN, SD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training pixels
 
 
 def official() -> Expected:
@@ -182,6 +183,13 @@ def load_lossless(root: Path | None = None, *, expected: Expected = FIRST_4000) 
             note="original pixels",
         ),
     )
+
+
+def standardise(x: Tensor) -> Tensor:
+    """Pixels uint8 ``[n, 3, h, w]`` to float32 of about zero mean and unit spread a channel."""
+    mean = torch.tensor(MEAN, device=x.device)[:, None, None]
+    sd = torch.tensor(SD, device=x.device)[:, None, None]
+    return (x.float() / 255.0 - mean) / sd
 
 
 def decode(path: Path, progress: Progress | None = None) -> dict[str, Tensor]:

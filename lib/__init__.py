@@ -1,0 +1,1 @@
+"""Code behind the notebooks: shared files, and one file or package per topic."""

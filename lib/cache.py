@@ -1,0 +1,253 @@
+"""A content-addressed cache of costly results: trained weights, activations, decoded images.
+
+The key of an entry is a hash of what it is (kind, configuration) and of the source code that
+builds it, found by following names from the given functions through everything of `lib` they
+refer to; comments and docstrings do not count, and neither device nor profile is in it. One entry
+is one safetensors file with a checksum inside, written to a temporary name and renamed, so a
+killed run leaves either nothing or the whole. One lock per key lets two processes build a thing
+once; the system drops a dead owner's lock.
+
+Public names: `fetch`, `key_of`, `state_hash`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import os
+import sys
+import textwrap
+import time
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lib import config as settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WAIT_SECONDS = 2.0  # how long a lock may be held before we say whom we wait for
+
+
+class DamagedEntry(ValueError):
+    """A cache file that is truncated, altered or not ours."""
+
+
+def fetch(
+    kind: str,
+    config: Mapping[str, object],
+    build: Callable[[], Mapping[str, Tensor]],
+    *,
+    code: Sequence[Callable[..., object]],
+) -> dict[str, Tensor]:
+    """Return the entry for (kind, config, code), building it if there is none.
+
+    Args:
+        kind: a short name, part of the file name.
+        config: everything the result depends on (sizes, seed, hash of the data), as JSON values.
+        build: makes the tensors; called at most once over all processes that share the cache.
+        code: the functions or classes that build it; a change in them, or in anything of `lib`
+            they refer to, makes a new key.
+
+    Returns:
+        The tensors, on the CPU.
+    """
+    from filelock import FileLock, Timeout
+
+    key = key_of(kind, config, code)
+    path = settings.cache_dir() / f"{kind}-{key}.safetensors"
+    entry = _read_or_set_aside(path)
+    if entry is None or not _is_logged(
+        kind, key
+    ):  # no line: a kill came between file and line
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock, owner = FileLock(path.with_suffix(".lock")), path.with_suffix(".pid")
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+        except Timeout:
+            pid = owner.read_text() if owner.is_file() else "unknown"
+            print(
+                f"waiting for process {pid}, which is building {kind} {key}",
+                file=sys.stderr,
+            )
+            lock.acquire()
+        try:
+            owner.write_text(str(os.getpid()))
+            entry = _read_or_set_aside(path)
+            if entry is None:
+                entry = _build(path, kind, key, build)
+            if not _is_logged(kind, key):
+                _append(_log(), f"built {kind} {key} {entry[1]:.1f}")
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+    tensors, seconds = entry
+    _note_use(kind, key, seconds)
+    return tensors
+
+
+def key_of(
+    kind: str, config: Mapping[str, object], code: Sequence[Callable[..., object]]
+) -> str:
+    """The 16 hexadecimal digits that name an entry."""
+    text = json.dumps([kind, config, sources(code)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of tensors: 64 hexadecimal digits."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def sources(code: Sequence[Callable[..., object]]) -> dict[str, str]:
+    """Source of the given functions and classes and of all of `lib` that they refer to.
+
+    Returns:
+        qualified name -> syntax tree as text, without comments and docstrings. Constants of a
+        module (numbers, strings, tuples of them) are included by value.
+    """
+    found: dict[str, str] = {}
+    pending: list[object] = list(code)
+    while pending:
+        item = pending.pop()
+        if not isinstance(item, (type, types.FunctionType)):
+            raise TypeError(
+                f"code holds functions and classes, got {type(item).__name__}"
+            )
+        name = f"{item.__module__}.{item.__qualname__}"
+        if name in found:
+            continue
+        tree = ast.parse(textwrap.dedent(inspect.getsource(item)))
+        found[name] = ast.dump(_without_docstrings(tree))
+        space = vars(sys.modules[item.__module__])
+        for full, value in _references(tree, space):
+            if isinstance(value, (type, types.FunctionType)):
+                if value.__module__.split(".")[0] == item.__module__.split(".")[0]:
+                    pending.append(value)
+            elif isinstance(value, (int, float, str, bool, tuple, frozenset)):
+                found[f"{item.__module__}:{full}"] = repr(value)
+    return found
+
+
+def _references(tree: ast.AST, space: Mapping[str, object]) -> list[tuple[str, object]]:
+    """Names and module attributes in `tree` that `space` can resolve."""
+    found: list[tuple[str, object]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in space:
+            found.append((node.id, space[node.id]))
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = space.get(node.value.id)
+            ours = (
+                isinstance(owner, types.ModuleType)
+                and owner.__name__.split(".")[0] == "lib"
+            )
+            if ours and hasattr(owner, node.attr):
+                found.append(
+                    (f"{node.value.id}.{node.attr}", getattr(owner, node.attr))
+                )
+    return found
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _build(
+    path: Path, kind: str, key: str, build: Callable[[], Mapping[str, Tensor]]
+) -> tuple[dict[str, Tensor], float]:
+    from safetensors.torch import save
+
+    start = time.perf_counter()
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in build().items()}
+    seconds = time.perf_counter() - start
+    note = {
+        "kind": kind,
+        "key": key,
+        "seconds": f"{seconds:.3f}",
+        "sha256": state_hash(tensors),
+    }
+    temporary = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(save(tensors, metadata=note))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"cannot write the cache entry {kind} {key} in {path.parent}: {error.strerror}; "
+            "free some space or set CACHE_DIR to a folder that can be written"
+        ) from error
+    for stale in path.parent.glob(f"{path.stem}.*.part"):  # left by a killed process
+        stale.unlink(missing_ok=True)
+    return tensors, seconds
+
+
+def _read_or_set_aside(path: Path) -> tuple[dict[str, Tensor], float] | None:
+    if not path.is_file():
+        return None
+    try:
+        return _read(path)
+    except DamagedEntry as error:
+        aside = path.with_suffix(".bad")
+        os.replace(path, aside)
+        print(f"{error}; kept as {aside.name}, building it again", file=sys.stderr)
+        return None
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], float]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedEntry(
+            f"cache entry {path.name} cannot be read ({error})"
+        ) from error
+    if note.get("sha256") != state_hash(tensors):
+        raise DamagedEntry(f"cache entry {path.name} does not match its checksum")
+    return tensors, float(note["seconds"])
+
+
+def _log() -> Path:
+    directory = settings.cache_dir()
+    return directory.with_name(directory.name + ".log")
+
+
+def _is_logged(kind: str, key: str) -> bool:
+    line = f"built {kind} {key} "
+    return _log().is_file() and any(
+        x.startswith(line) for x in _log().read_text().splitlines()
+    )
+
+
+def _note_use(kind: str, key: str, seconds: float) -> None:
+    """Tell the engine what this process took from the cache, and what it cost to build."""
+    if os.environ.get("CACHE_USE_LOG"):
+        _append(Path(os.environ["CACHE_USE_LOG"]), f"used {kind} {key} {seconds:.1f}")
+
+
+def _append(path: Path, line: str) -> None:
+    with open(
+        path, "a"
+    ) as file:  # one short write in append mode is atomic on a local disk
+        file.write(line + "\n")

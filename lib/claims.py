@@ -1,0 +1,245 @@
+"""Claims of the documents, judged against bands written down before the run.
+
+A claim is data: an entry of `lib/ledger/part<k>.toml` with its source, the document's own number,
+how it is measured, the band and why that band. A notebook measures, `judge` compares, `save`
+writes `claims.json` beside the notebook's figures. `python -m lib.claims` merges those of a
+profile and prints the ledger. Three words: `holds`, `DIFFERS` (a result, not an error) and
+`not run`.
+
+Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lib.config import PROFILES, ROOT, Run, figures_root
+
+LEDGER = ROOT / "lib" / "ledger"
+HOLDS, DIFFERS, NOT_RUN = "holds", "DIFFERS", "not run"
+FIELDS = (
+    "id",
+    "source",
+    "says",
+    "published",
+    "measure",
+    "band",
+    "why",
+    "notebook",
+    "profiles",
+)
+SAFE_MARGIN = (
+    3.0  # spreads between a value and the nearer edge; below it a verdict may flake
+)
+
+Measured = float | tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence or number of a document that can be tested."""
+
+    id: str
+    source: str  # where the document says it
+    says: str  # what it says, in our words
+    published: str  # the document's own number, or that it gives none
+    measure: str  # how it is measured here
+    band: tuple[float, float]  # inclusive
+    why: str  # why this band
+    notebook: str
+    profiles: tuple[str, ...]  # the profiles large enough to judge it
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim after a run."""
+
+    id: str
+    verdict: str  # holds | DIFFERS | not run
+    value: float | None
+    spread: float | None  # one sd or half a 95% interval, as the claim's `measure` says
+    low: float
+    high: float
+    says: str
+
+    def __str__(self) -> str:
+        return f"{self.id}  {self.verdict:7}  in {interval(self.low, self.high)}  {self.says}"
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the value lies nearer to an edge of its band than three spreads."""
+        if self.value is None or not self.spread:
+            return False
+        edge = min(abs(self.value - self.low), abs(self.value - self.high))
+        return edge < SAFE_MARGIN * self.spread
+
+
+def interval(low: float, high: float) -> str:
+    """A band in brackets: "[0.5, 1]", "[0, ∞)"."""
+    left = "(-∞" if math.isinf(low) else f"[{low:g}"
+    right = "∞)" if math.isinf(high) else f"{high:g}]"
+    return f"{left}, {right}"
+
+
+def ledger(folder: Path = LEDGER) -> dict[str, Claim]:
+    """All claims by id, in the order of the files.
+
+    Raises:
+        ValueError: a claim lacks a field, repeats an id, or has a band that is not [low, high].
+    """
+    claims: dict[str, Claim] = {}
+    for path in sorted(folder.glob("part*.toml")):
+        for entry in tomllib.loads(path.read_text()).get("claim", []):
+            missing = [name for name in FIELDS if name not in entry]
+            if missing or set(entry) - set(FIELDS):
+                extra = sorted(set(entry) - set(FIELDS))
+                raise ValueError(
+                    f"{path.name}: claim {entry.get('id', '?')} lacks {missing}, has extra {extra}"
+                )
+            low, high = entry["band"]
+            if not low <= high:
+                raise ValueError(
+                    f"{path.name}: {entry['id']} wants band [low, high], got {low}, {high}"
+                )
+            if entry["id"] in claims:
+                raise ValueError(f"{path.name}: two claims are called {entry['id']}")
+            entry |= {
+                "band": (float(low), float(high)),
+                "profiles": tuple(entry["profiles"]),
+            }
+            claims[entry["id"]] = Claim(**entry)
+    return claims
+
+
+def explanations(folder: Path = LEDGER) -> dict[str, dict[str, str]]:
+    """Claim id -> profile -> the sentence that explains why the result differs."""
+    path = folder / "notes.toml"
+    return tomllib.loads(path.read_text()) if path.is_file() else {}
+
+
+def judge(run: Run, values: Mapping[str, Measured]) -> list[Verdict]:
+    """Compare what a notebook measured with the bands of its claims.
+
+    Args:
+        values: claim id -> value, or (value, spread), or None for "not run"; exactly the
+            claims of `run.notebook`, so that none is forgotten.
+
+    Raises:
+        ValueError: a claim of this notebook is missing, an id is unknown, or a value is NaN.
+    """
+    mine = {k: v for k, v in ledger().items() if v.notebook == run.notebook}
+    if set(mine) != set(values):
+        raise ValueError(
+            f"{run.notebook} must judge exactly {sorted(mine)}; missing "
+            f"{sorted(set(mine) - set(values))}, unknown {sorted(set(values) - set(mine))}"
+        )
+    return [_verdict(claim, values[name], run.profile) for name, claim in mine.items()]
+
+
+def _verdict(claim: Claim, measured: Measured, profile: str) -> Verdict:
+    value, spread = measured if isinstance(measured, tuple) else (measured, None)
+    low, high = claim.band
+    if value is None or profile not in claim.profiles:
+        return Verdict(claim.id, NOT_RUN, None, None, low, high, claim.says)
+    if math.isnan(value):
+        raise ValueError(
+            f"{claim.id} was measured as NaN; a claim that cannot be measured is None"
+        )
+    word = HOLDS if low <= value <= high else DIFFERS
+    number = None if spread is None else float(spread)
+    return Verdict(claim.id, word, float(value), number, low, high, claim.says)
+
+
+def save(verdicts: Sequence[Verdict], run: Run) -> None:
+    """Write `run.figures_dir/claims.json`, whole or not at all."""
+    rows = [
+        {k: _finite(v) for k, v in asdict(x).items() if k != "says"} for x in verdicts
+    ]
+    whole = {
+        "notebook": run.notebook,
+        "profile": run.profile,
+        "seed": run.seed,
+        "claims": rows,
+    }
+    _write(run.figures_dir / "claims.json", whole)
+
+
+def _finite(value: object) -> object:
+    """JSON has no infinity: an open end of a band is null."""
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def _write(path: Path, whole: object) -> None:
+    text = json.dumps(whole, indent=1) + "\n"
+    if path.is_file() and path.read_text() == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def results(profile: str, folder: Path | None = None) -> dict[str, dict[str, object]]:
+    """Claim id -> its row of the notebooks' `claims.json` at one profile.
+
+    Raises:
+        ValueError: a file is not whole JSON.
+    """
+    found: dict[str, dict[str, object]] = {}
+    for path in sorted(((folder or figures_root()) / profile).glob("*/claims.json")):
+        try:
+            rows = json.loads(path.read_text())["claims"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path.parent.name}/claims.json at {profile} is damaged; run that notebook again"
+            ) from error
+        found |= {row["id"]: row for row in rows}
+    return found
+
+
+def report() -> list[str]:
+    """Lines of the ledger: id, document's number, quick, full, verdicts; unjudged ones too."""
+    judged = {profile: results(profile) for profile in PROFILES}
+    notes = explanations()
+    lines = [f"{'claim':7} {'document':>22}  {'band':14} {'quick':26} {'full':26} says"]
+    for name, claim in ledger().items():
+        cells = [_short(judged[profile].get(name)) for profile in ("quick", "full")]
+        lines.append(
+            f"{name:7} {claim.published[:22]:>22}  {interval(*claim.band):14} "
+            f"{cells[0]:26} {cells[1]:26} {claim.says}"
+        )
+        for profile, text in notes.get(name, {}).items():
+            lines.append(f"{'':7} {profile}: {text}")
+    return lines
+
+
+def _short(row: Mapping[str, object] | None) -> str:
+    if row is None or row["value"] is None:
+        return NOT_RUN
+    spread = "" if row["spread"] is None else f" ± {row['spread']:.2g}"
+    return f"{row['value']:.3g}{spread} {row['verdict']}"
+
+
+def main() -> int:
+    """Merge each profile's claims into `figures/<profile>/claims.json` and print the ledger."""
+    try:
+        for profile in PROFILES:
+            merged = results(profile)
+            if merged:
+                _write(figures_root() / profile / "claims.json", merged)
+        print(*report(), sep="\n")
+    except (ValueError, OSError) as error:
+        print(f"claims: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
