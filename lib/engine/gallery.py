@@ -261,12 +261,23 @@ def _verdict(row: Mapping[str, object]) -> claims.Verdict:
     """A row of claims.json, where an open end of a band is null."""
     if row["verdict"] not in SYMBOLS:
         raise ValueError(f"a verdict is one of {', '.join(SYMBOLS)}; got {row['verdict']!r}")
-    numbers = [row["value"], row["spread"], row["low"], row["high"]]
-    if any(not isinstance(x, int | float | None) for x in numbers):
-        raise ValueError(f"claim {row['id']} has a value that is not a number")
-    value, spread, low, high = numbers
-    low, high = -math.inf if low is None else low, math.inf if high is None else high
-    return claims.Verdict(str(row["id"]), str(row["verdict"]), value, spread, low, high, "")
+    low, high = _number(row, "low"), _number(row, "high")
+    return claims.Verdict(
+        str(row["id"]),
+        str(row["verdict"]),
+        _number(row, "value"),
+        _number(row, "spread"),
+        -math.inf if low is None else low,
+        math.inf if high is None else high,
+        "",
+    )
+
+
+def _number(row: Mapping[str, object], key: str) -> float | None:
+    value = row[key]
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{key} of claim {row['id']} is a number or null; got {value!r}")
 
 
 def _ours(claim: claims.Claim, verdict: claims.Verdict | None, profile: str) -> Ours:
@@ -281,3 +292,7 @@ def _ours(claim: claims.Claim, verdict: claims.Verdict | None, profile: str) -> 
     return Ours(
         profile, verdict.verdict, SYMBOLS[verdict.verdict], f"{verdict.value:.3g}{spread}", remark
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

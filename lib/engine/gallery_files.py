@@ -124,7 +124,7 @@ def heading(name: str, path: Path | None, figures: Path) -> tuple[Section, dict[
     prose = " ".join(x for x in first.splitlines() if not x.startswith(("#", "|", "-", "[")))
     question = re.search(r"(?:^|[.!:*?] +)\**([A-Z][^.!?]*\?)", prose)
     section.question = _inline(question[1]) if question else ""
-    captions = {}
+    captions: dict[str, str] = {}
     for (kind, source), (next_kind, text) in pairwise(cells):
         if kind == "code" and next_kind == "markdown" and not text.startswith("#"):
             for found in re.findall(r"""["']([\w-]+)["']""", source):
