@@ -158,12 +158,14 @@ def open_archive(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.gener
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            absent = [name for name in names if name not in archive.files]
-            if absent:
-                raise DamagedData(f"{path} lacks the arrays {absent}; it has {archive.files}")
-            return {name: archive[name] for name in names}
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+            found = {name: archive[name] for name in names if name in archive.files}
+            present = archive.files
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         raise DamagedData(f"{path} is not a whole npz file ({error}); fetch it again") from error
+    absent = [name for name in names if name not in found]
+    if absent:
+        raise DamagedData(f"{path} lacks the arrays {absent}; it has {present}; fetch it again")
+    return found
 
 
 def decode_images(
