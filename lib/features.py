@@ -40,8 +40,8 @@ def activations(
         layer name -> activations `[n, d]` (pooled or already flat) or `[n, ...]`.
 
     Raises:
-        ValueError: no rows, no layers, an unknown layer, or a layer that the forward pass skips
-            or whose output is not one tensor.
+        ValueError: no rows, no layers, an unknown layer, or one that the forward pass skips.
+        TypeError: a layer's output is not one tensor.
     """
     if len(x) == 0 or not layers:
         raise ValueError(
@@ -84,7 +84,7 @@ def recorded(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             if not isinstance(output, Tensor):
                 kind = type(output).__name__
-                raise ValueError(f"layer {name!r} returns a {kind}, want one tensor")
+                raise TypeError(f"layer {name!r} returns a {kind}, want one tensor")
             seen[name] = output
 
         return hook

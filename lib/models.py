@@ -12,6 +12,7 @@ TRAK and datamodels studies (document 4; specification section 7.2).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
