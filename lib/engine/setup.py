@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import List
 
 OLDEST = (3, 11)
 GIB = 1 << 30
@@ -32,14 +33,16 @@ NO_NETWORK = re.compile(
 )
 NO_SPACE = re.compile(r"No space left on device|os error 28|Disk quota exceeded", re.IGNORECASE)
 NO_HASH = re.compile(r"THESE PACKAGES DO NOT MATCH THE HASHES|Hash mismatch", re.IGNORECASE)
-NO_VENV = re.compile(r"ensurepip is not available|No module named '?(venv|ensurepip)", re.IGNORECASE)
+NO_VENV = re.compile(
+    r"ensurepip is not available|No module named '?(venv|ensurepip)", re.IGNORECASE
+)
 
 
 class SetupError(Exception):
     """The environment cannot be made; the message is the sentence for the user."""
 
 
-def stamp_text(folder, lock_file):
+def stamp_text(folder: str, lock_file: str) -> str:
     """What a finished environment says of itself: of which lock, where, with which Python."""
     with open(lock_file, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
@@ -48,7 +51,7 @@ def stamp_text(folder, lock_file):
     return "{}\n{}\n{}\n".format(digest, os.path.realpath(folder), made_with)
 
 
-def state(folder, lock_file):
+def state(folder: str, lock_file: str) -> str:
     """One of "ready", "outdated" (another lock), "unfinished" (made anew) and "absent"."""
     if not os.path.isdir(folder) or not os.listdir(folder):
         return "absent"
@@ -64,12 +67,12 @@ def state(folder, lock_file):
     return "ready" if stored == wanted else "outdated"
 
 
-def interpreter(folder):
+def interpreter(folder: str) -> str:
     """The environment's own Python."""
     return os.path.join(folder, "bin", "python")
 
 
-def explain(output):
+def explain(output: str) -> str:
     """The sentence for a failed command, from what it printed."""
     if NO_SPACE.search(output):
         return "the disk is full; free some space and run the same command again"
@@ -92,7 +95,7 @@ def explain(output):
     return "a command failed, saying: {}".format(lines[-1] if lines else "nothing")
 
 
-def check_python():
+def check_python() -> None:
     """Refuse an interpreter that the lock has no packages for."""
     if sys.version_info[:2] < OLDEST:
         raise SetupError(
@@ -103,9 +106,8 @@ def check_python():
         )
 
 
-def check_space(folder, needed=None):
+def check_space(folder: str, needed: float = NEEDED_GIB.get(sys.platform, 8)) -> None:
     """Refuse to start what cannot be finished."""
-    needed = NEEDED_GIB.get(sys.platform, 8) if needed is None else needed
     parent = os.path.dirname(os.path.abspath(folder))
     free = shutil.disk_usage(parent).free
     if free < needed * GIB:
@@ -115,7 +117,7 @@ def check_space(folder, needed=None):
         )
 
 
-def check_ours(folder):
+def check_ours(folder: str) -> None:
     """Only a folder of this project is ever cleared."""
     root = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))
     if os.path.dirname(os.path.realpath(folder)) != root:
@@ -128,10 +130,10 @@ def check_ours(folder):
 class Lock:
     """Exclusive right to work on one environment; the commands it starts hold it too."""
 
-    def __init__(self, path):
-        self.file = open(path, "a+")
+    def __init__(self, path: str) -> None:
+        self.file = open(path, "a+")  # noqa: SIM115  held as long as this process lives
 
-    def acquire(self):
+    def acquire(self) -> None:
         """Wait for the owner, naming it."""
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,14 +144,14 @@ class Lock:
             fcntl.flock(self.file, fcntl.LOCK_EX)
         self.note(os.getpid())
 
-    def note(self, *pids):
+    def note(self, *pids: int) -> None:
         """Say who holds the lock."""
         self.file.seek(0)
         self.file.truncate()
         self.file.write(" ".join(str(pid) for pid in pids))
         self.file.flush()
 
-    def call(self, *command):
+    def call(self, *command: str) -> None:
         """Run a command that keeps the lock even if this process is killed."""
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
@@ -172,7 +174,7 @@ class Lock:
             raise SetupError(explain(text))
 
 
-def _is_alive(pid):
+def _is_alive(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
     except (OSError, ValueError):
@@ -180,12 +182,12 @@ def _is_alive(pid):
     return True
 
 
-def say(text):
+def say(text: str) -> None:
     """One line on the terminal."""
     print("setup  {}".format(text), flush=True)
 
 
-def pinned(lock_file, name):
+def pinned(lock_file: str, name: str) -> str:
     """The lines of the lock that pin one package, hashes included."""
     with open(lock_file) as file:
         block = re.search(
@@ -196,16 +198,16 @@ def pinned(lock_file, name):
     return block.group(0)
 
 
-def install(folder, lock_file, lock):
+def install(folder: str, lock_file: str, lock: Lock) -> None:
     """Bring an environment to what the lock says, and stamp it."""
     python = interpreter(folder)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(pinned(lock_file, "uv"))
         file.flush()
         pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-        lock.call(*(pip + ("--require-hashes", "--no-deps", "-r", file.name)))
+        lock.call(*pip, "--require-hashes", "--no-deps", "-r", file.name)
     uv = (python, "-m", "uv", "pip", "sync", "--quiet", "--require-hashes")
-    lock.call(*(uv + ("--python", python, lock_file)))
+    lock.call(*uv, "--python", python, lock_file)
     text = stamp_text(folder, lock_file)
     temporary = os.path.join(folder, STAMP + ".part")
     with open(temporary, "w") as file:
@@ -215,7 +217,7 @@ def install(folder, lock_file, lock):
     os.replace(temporary, os.path.join(folder, STAMP))
 
 
-def make(folder, lock_file):
+def make(folder: str, lock_file: str) -> None:
     """Make or renew the environment, unless another process has done so meanwhile."""
     check_python()
     if not os.path.isdir(folder):  # the lock lies beside it, so the parent must be there
@@ -240,7 +242,7 @@ def make(folder, lock_file):
     say("done in {:.0f} s".format(time.time() - started))
 
 
-def main(arguments):
+def main(arguments: List[str]) -> int:
     """Exit code: 0 ready, 1 impossible, 130 interrupted."""
     folder = arguments[0] if arguments else ".venv"
     lock_file = arguments[1] if len(arguments) > 1 else "requirements.txt"
