@@ -92,9 +92,11 @@ ifdef PLAN
 include $(PLAN)
 .PHONY: notebooks outputs-missing
 notebooks: $(NOTEBOOKS:%=$(RUN)/%.ipynb)
+	@:
 $(NOTEBOOKS:%=$(RUN)/%.ipynb): $(RUN)/%.ipynb:
 	@$(PY) -m lib.engine.run $* $?
 page: $(PAGE)
+	@:
 $(PAGE): $(wildcard $(dir $(PAGE))*/* $(dir $(PAGE))*/*/* $(RUN)/*/run.json notebooks/*.ipynb \
     lib/ledger/*.toml lib/engine/gallery*)
 	@$(PY) -m lib.engine.gallery

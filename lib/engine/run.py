@@ -155,10 +155,10 @@ def execute(job: Job, progress: Progress) -> None:
 
 def failure(error: Exception) -> str:
     """What went wrong, in one line."""
-    from nbclient.exceptions import DeadKernelError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    if isinstance(error, PapermillExecutionError):
+    if isinstance(error, (PapermillExecutionError, CellExecutionError)):
         lines = str(error.evalue).strip().splitlines()
         return f"{error.ename}: {lines[-1].strip()}" if lines else str(error.ename)
     if isinstance(error, DeadKernelError) or "Kernel died" in str(error):
@@ -214,7 +214,7 @@ def _end_children() -> None:
             child.kill()
 
 
-def _log_everything(path: Path) -> int:
+def log_everything(path: Path) -> int:
     """Send this process's and its kernel's output to the log; returns the terminal."""
     terminal = os.dup(1)
     with open(path, "w") as file:
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str]) -> int:
             reason = job.reason(changed)
             plan.write_if_changed(job.stamp, job.request.stamp())
             is_live = os.isatty(1) and "--jobserver" not in os.environ.get("MAKEFLAGS", "")
-            terminal = _log_everything(job.log)
+            terminal = log_everything(job.log)
             return perform(job, reason, tell, is_live)
     except Problem as error:
         tell(f"FAIL  {name}  {error}")

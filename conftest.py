@@ -1,0 +1,35 @@
+"""For every test and every stored notebook: the profile, the device, and where figures go.
+
+It stands at the root so that `pytest tests` and `pytest --nbval-lax notebooks` both read it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+# Kernels inherit the environment; without the folder a test run would overwrite figures/.
+FIGURES = Path(tempfile.mkdtemp(prefix="figures-"))
+os.environ |= {"PROFILE": "quick", "DEVICE": "cpu", "FIGURES_DIR": str(FIGURES)}
+os.environ |= {"IPYTHONDIR": str(ROOT / "build" / "ipython")}
+for of_a_run in ("CACHE_USE_LOG", "P", "ONLY", "SEED"):
+    os.environ.pop(of_a_run, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Progress bars write to stderr, tables of pandas change their html: neither is compared."""
+    for item in items:
+        skipped = getattr(item.parent, "skip_compare", None)
+        if skipped is not None:
+            extra = {"stderr", "text/html"} - set(skipped)
+            item.parent.skip_compare = (*skipped, *sorted(extra))
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    shutil.rmtree(FIGURES, ignore_errors=True)
