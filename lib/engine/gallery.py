@@ -245,15 +245,18 @@ def _judged(
         section.problems.append(f"{where}: claims.json is damaged; run the notebook again.")
         return {}
     known = {claim.id: claim for claim in mine}
-    for name in [x for x in found if x not in known]:
-        section.problems.append(f"{where} judged {name}, which the ledger does not list for it.")
-        del found[name]
-    for name, verdict in found.items():
-        if (verdict.low, verdict.high) != known[name].band:
-            section.problems.append(
-                f"{where}: the ledger's band of {name} is no longer the one it was judged by; "
-                "run the notebook again."
-            )
+    strange = [name for name in found if name not in known]
+    if strange:
+        section.problems.append(
+            f"{where} judged {', '.join(strange)}, which the ledger does not list for it."
+        )
+    found = {name: verdict for name, verdict in found.items() if name in known}
+    moved = [name for name, x in found.items() if (x.low, x.high) != known[name].band]
+    if moved:
+        section.problems.append(
+            f"{where}: the ledger's band of {', '.join(moved)} is no longer the one it was "
+            "judged by; run the notebook again."
+        )
     return found
 
 
