@@ -121,7 +121,8 @@ def _transfer(url: str, part: Path, digest: str, timeout: tuple[float, float]) -
     name = part.name.rsplit(".", 2)[0]
     # A server that compresses on the fly would make the checksum that of another file.
     headers = {"Accept-Encoding": "identity"}
-    with tqdm(desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    # total=1 until the server says: pooch asks whether the bar is true, and one without is not
+    with tqdm(desc=name, total=1, unit="B", unit_scale=True, leave=False, disable=None) as bar:
         get = pooch.HTTPDownloader(
             progressbar=bar, chunk_size=CHUNK, timeout=timeout, headers=headers
         )
@@ -265,12 +266,12 @@ def _housing() -> PublicSet:
     from sklearn.datasets import _california_housing as source
     from sklearn.datasets import fetch_california_housing
 
-    from lib.data import housing
-
     remote = source.ARCHIVE
     archive = RemoteFile((remote.url,), remote.filename, f"sha256:{remote.checksum}")
 
     def check(root: Path) -> str:
+        from lib.data import housing
+
         return f"{housing.load(root).provenance.n:,} rows"
 
     def finish(root: Path) -> None:
