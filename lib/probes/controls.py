@@ -8,6 +8,7 @@ scored with the same calls and the same budget: those of the network with random
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -36,24 +37,38 @@ def shuffled_labels(y: Tensor, n_draws: int, *, generator: torch.Generator) -> T
 
 
 def control_task(groups: Tensor | Sequence[object], *, seed: int) -> Tensor:
-    """Label every input group by a fixed coin: only memory of the groups can solve the task.
+    """Label every input group at random, for good: only memory of the groups can solve the task.
 
-    The coin is a hash of the group's id and the seed, so it is the same on every machine, in every
-    split, and whatever other groups are present.
+    Groups are put in the order of a hash of their id and the seed, and those that hold the first
+    half of the rows are labelled 1. Independent coins would do for many groups; for few they come
+    out uneven, and a probe that reads nothing would then score above 0 on the control.
 
     Args:
         groups: id of each example's group, ``[n]``: integers, or anything with a stable ``str``.
-        seed: selects the set of coins.
+            Give all examples in one call and split afterwards: where the half falls depends on
+            them. The same on every machine, and whatever the order of the rows.
+        seed: selects the labelling.
 
     Returns:
-        Labels in {0, 1}, ``[n]``, int64. With a handful of groups all coins may agree; a fit then
-        refuses them, and another seed helps.
+        Labels in {0, 1}, ``[n]``, int64, balanced up to the size of one group.
 
-    Source: document 5, the control task.
+    Raises:
+        ValueError: one group holds so many rows that a single class would be left.
+
+    Source: document 5, the control task; the balance is ours.
     """
     ids = groups.tolist() if isinstance(groups, Tensor) else list(groups)
-    coins = {g: blake2b(f"{seed}:{g}".encode(), digest_size=1).digest()[0] & 1 for g in set(ids)}
-    return torch.tensor([coins[g] for g in ids], dtype=torch.int64)
+    sizes = Counter(str(g) for g in ids)
+    ordered = sorted(sizes, key=lambda g: blake2b(f"{seed}:{g}".encode()).digest())
+    label, before = {}, 0
+    for g in ordered:  # a group goes to the half in which its middle row falls
+        label[g] = int(before + sizes[g] / 2 <= len(ids) / 2)
+        before += sizes[g]
+    if len(set(label.values())) < 2:
+        raise ValueError(
+            f"{len(sizes)} groups of {len(ids)} rows cannot be labelled evenly; give smaller groups"
+        )
+    return torch.tensor([label[str(g)] for g in ids], dtype=torch.int64)
 
 
 def selectivity(score: Tensor | float, control_score: Tensor | float) -> Tensor | float:
