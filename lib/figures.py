@@ -56,9 +56,7 @@ ROLE: dict[str, str] = {
     "sound": "#0173b2",
     "trak": "#0173b2",
 }
-CYCLE = [
-    ROLE[k] for k in ("main", "second", "third", "fourth", "fifth", "sixth", "seventh")
-]
+CYCLE = [ROLE[k] for k in ("main", "second", "third", "fourth", "fifth", "sixth", "seventh")]
 
 
 @dataclass(frozen=True)
@@ -140,9 +138,7 @@ def panels(
     """A figure and the flat list of its axes, row by row; `height` is inches per row."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(width, height * rows), squeeze=False, **kw
-    )  # type: ignore[call-overload]
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, **kw)  # type: ignore[call-overload]
     return fig, list(axes.flat)
 
 
@@ -170,9 +166,44 @@ def band(
         marker=MARKERS[order],
         linestyle=DASHES[order],
     )
-    axis.fill_between(
-        x, mean - spread, mean + spread, color=ROLE[role], alpha=0.18, linewidth=0
+    axis.fill_between(x, mean - spread, mean + spread, color=ROLE[role], alpha=0.18, linewidth=0)
+
+
+def class_difference(axis: Axes, x: Tensor, y: Tensor) -> None:
+    """Mean image of the rows with y = 1 minus that of y = 0, in sd of a pixel, red to blue.
+
+    Args:
+        x: images `[n, c, h, w]`, or square grey ones laid out flat `[n, h * h]`.
+    """
+    grey = (
+        x.float().mean(1) if x.ndim == 4 else x.float().unflatten(1, (round(x.shape[1] ** 0.5), -1))
     )
+    difference = (grey[y == 1].mean(0) - grey[y == 0].mean(0)) / grey.std()
+    shown = axis.imshow(difference, cmap="vlag", vmin=-1, vmax=1)
+    axis.set(xticks=[], yticks=[])
+    axis.figure.colorbar(shown, ax=axis, shrink=0.8, ticks=[-1, 0, 1])
+
+
+def logit_histogram(
+    logits: Tensor, sizes: Sequence[int], y: Tensor, step: int, layer: str
+) -> Figure:
+    """Logits of the first network's probe of `sizes[step - 1]` units, by concept label.
+
+    Args:
+        logits: `[K, M, n]`, y: labels `[n]`; `step` counts from 1 and stops at the last size.
+    """
+    at = min(step, len(sizes)) - 1
+    scores = logits[at, 0]
+    fig, (axis,) = panels(width=ONE_COLUMN * 1.5, height=2.2)
+    edges = [scores.min().item() + i * (scores.max() - scores.min()).item() / 30 for i in range(31)]
+    for label, role, words in ((0, "control", "concept absent"), (1, "main", "concept present")):
+        axis.hist(scores[y == label].numpy(), bins=edges, color=ROLE[role], alpha=0.7, label=words)
+    axis.axvline(0, color="black", linestyle=":")
+    right = ((scores > 0) == (y == 1)).double().mean().item()
+    axis.set(title=f"{layer}, {sizes[at]} units: accuracy {right:.3f}", xlabel="logit of the probe")
+    axis.set_ylabel("test images")
+    axis.legend()
+    return fig
 
 
 def save(fig: Figure, run: Run, name: str, alt: str) -> Picture:
@@ -200,9 +231,7 @@ def save(fig: Figure, run: Run, name: str, alt: str) -> Picture:
     return Picture(name, alt, small.getvalue())
 
 
-def table(
-    rows: Sequence[Mapping[str, object]], run: Run, name: str, caption: str
-) -> Table:
+def table(rows: Sequence[Mapping[str, object]], run: Run, name: str, caption: str) -> Table:
     """Write `<name>.csv` and its caption `<name>.txt`; show the same rows as markdown.
 
     Args:
@@ -213,18 +242,14 @@ def table(
         ValueError: no rows, or rows whose keys differ.
     """
     if not rows or any(list(row) != list(rows[0]) for row in rows):
-        raise ValueError(
-            f"table {name} needs at least one row and the same columns in each row"
-        )
+        raise ValueError(f"table {name} needs at least one row and the same columns in each row")
     head = list(rows[0])
     body = [[_cell(row[column]) for column in head] for row in rows]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *body])
     _write(run.figures_dir / f"{name}.csv", text.getvalue().encode())
     _write(run.figures_dir / f"{name}.txt", (caption + "\n").encode())
-    lines = [
-        "| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]
-    ]
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]]
     return Table(name, caption, "\n".join(lines))
 
 

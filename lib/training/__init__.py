@@ -7,7 +7,7 @@
 """
 
 from lib.training.loop import Recipe, accuracy, predict, train
-from lib.training.stacked import forward_stacked, train_stacked, unstack
+from lib.training.stacked import forward_stacked, initial_stack, train_stacked, unstack
 from lib.training.stored import fetch_model, fetch_stack
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "fetch_model",
     "fetch_stack",
     "forward_stacked",
+    "initial_stack",
     "predict",
     "train",
     "train_stacked",

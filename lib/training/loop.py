@@ -67,9 +67,7 @@ class Recipe:
     peak: float = 0.2  # where "triangular" peaks, as a fraction of the steps
     loss: str = "cross_entropy"  # cross_entropy (labels) | mse (real targets)
     augment: str = "none"  # none | flip_crop (images: mirror, shift by up to 4 pixels)
-    precision: str = (
-        "float32"  # float32 | bfloat16 (autocast; the weights stay float32)
-    )
+    precision: str = "float32"  # float32 | bfloat16 (autocast; the weights stay float32)
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -83,15 +81,8 @@ class Recipe:
                 raise ValueError(
                     f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}"
                 )
-        if (
-            self.epochs < 1
-            or self.batch_size < 1
-            or not self.lr > 0
-            or not 0 < self.peak < 1
-        ):
-            raise ValueError(
-                f"want epochs and batch_size >= 1, lr > 0, 0 < peak < 1; got {self}"
-            )
+        if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0 or not 0 < self.peak < 1:
+            raise ValueError(f"want epochs and batch_size >= 1, lr > 0, 0 < peak < 1; got {self}")
 
 
 def train(
@@ -129,9 +120,7 @@ def train(
             batch = flip_crop(batch, generator)
         if batch.ndim == 4:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(
-            device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
-        ):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             return LOSSES[recipe.loss](model(batch).float(), target)
 
     def batches() -> Iterator[Tensor]:
@@ -179,9 +168,7 @@ def optimise(
             optimizer.step()
             step += 1
         if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss.item()} after epoch {epoch + 1}; lower the lr"
-            )
+            raise ValueError(f"the loss is {loss.item()} after epoch {epoch + 1}; lower the lr")
 
 
 def flip_crop(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
@@ -209,26 +196,15 @@ def predict(
         return torch.cat([model(prepare(part) if prepare else part) for part in parts])
 
 
-def accuracy(
-    model: nn.Module, x: Tensor, y: Tensor, *, prepare: Prepare | None = None
-) -> float:
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, prepare: Prepare | None = None) -> float:
     """Share of rows whose largest output is the label."""
-    return (
-        (predict(model, x, prepare=prepare).argmax(1) == y.to(x.device))
-        .float()
-        .mean()
-        .item()
-    )
+    return (predict(model, x, prepare=prepare).argmax(1) == y.to(x.device)).float().mean().item()
 
 
 def check_rows(x: Tensor, y: Tensor) -> None:
     """Refuse data that cannot be trained on."""
     if len(x) != len(y) or len(x) == 0:
-        raise ValueError(
-            f"want as many rows as labels and at least one, got {len(x)}, {len(y)}"
-        )
+        raise ValueError(f"want as many rows as labels and at least one, got {len(x)}, {len(y)}")
     if x.is_floating_point() and not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])
-        raise ValueError(
-            f"x holds NaN or infinity, first in row {bad}; clean or drop such rows"
-        )
+        raise ValueError(f"x holds NaN or infinity, first in row {bad}; clean or drop such rows")

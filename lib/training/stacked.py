@@ -53,31 +53,21 @@ def train_stacked(
     """
     labels = y.expand(len(seeds), -1) if y.ndim == 1 else y
     check_rows(x, labels[0])
-    rows = (
-        torch.arange(len(x)).expand(len(seeds), -1)
-        if subsets is None
-        else subsets.cpu()
-    )
+    rows = torch.arange(len(x)).expand(len(seeds), -1) if subsets is None else subsets.cpu()
     if rows.ndim != 2 or len(rows) != len(seeds) or len(labels) != len(seeds):
         raise ValueError(
             f"want subsets [N, m] and labels [n] or [N, n] for N = {len(seeds)} seeds, got "
             f"{tuple(rows.shape)} and {tuple(y.shape)}; group subsets of equal size"
         )
     if rows.min() < 0 or rows.max() >= len(x):
-        raise ValueError(
-            f"subsets index {len(x)} rows, got {int(rows.min())}..{int(rows.max())}"
-        )
+        raise ValueError(f"subsets index {len(x)} rows, got {int(rows.min())}..{int(rows.max())}")
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     members = [models.build(name, g, x.device, **spec) for g in generators]
     parameters, buffers = stack_module_state(members)  # type: ignore[arg-type]
     skeleton = members[0].to("meta").train()
 
-    def one(
-        weights: dict[str, Tensor], state: dict[str, Tensor], a: Tensor, b: Tensor
-    ) -> Tensor:
-        with torch.autocast(
-            x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
-        ):
+    def one(weights: dict[str, Tensor], state: dict[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             out = functional_call(skeleton, (weights, state), (a,))
         return LOSSES[recipe.loss](out.float(), b)
 
@@ -93,14 +83,20 @@ def train_stacked(
         return vmap(one)(parameters, buffers, inputs, labels[model, batch]).sum()
 
     def batches() -> Iterator[Tensor]:
-        order = torch.stack(
-            [torch.randperm(rows.shape[1], generator=g) for g in generators]
-        )
+        order = torch.stack([torch.randperm(rows.shape[1], generator=g) for g in generators])
         yield from rows.gather(1, order).split(recipe.batch_size, dim=1)
 
-    optimise(
-        list(parameters.values()), rows.shape[1], recipe, batches, loss_of, progress
-    )
+    optimise(list(parameters.values()), rows.shape[1], recipe, batches, loss_of, progress)
+    return {k: v.detach() for k, v in {**parameters, **buffers}.items()}
+
+
+def initial_stack(
+    name: str, spec: Mapping[str, object], seeds: Sequence[int], device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """The stacked state before any training: the random-weight control of the same seeds."""
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    members = [models.build(name, g, device, **spec) for g in generators]
+    parameters, buffers = stack_module_state(members)  # type: ignore[arg-type]
     return {k: v.detach() for k, v in {**parameters, **buffers}.items()}
 
 
@@ -134,9 +130,7 @@ def unstack(
     name: str, spec: Mapping[str, object], state: Mapping[str, Tensor], index: int
 ) -> nn.Module:
     """Network `index` of a stack as a module of its own, in evaluation mode."""
-    model = build_skeleton(name, spec).to_empty(
-        device=next(iter(state.values())).device
-    )
+    model = build_skeleton(name, spec).to_empty(device=next(iter(state.values())).device)
     model.load_state_dict({k: v[index] for k, v in state.items()})
     return model
 

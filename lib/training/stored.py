@@ -40,9 +40,7 @@ def fetch_model(
         x, y = load()
         generator = torch.Generator().manual_seed(seed)
         model = models.build(name, generator, device, **spec)
-        train(
-            model, x, y, recipe, generator=generator, prepare=prepare, progress=progress
-        )
+        train(model, x, y, recipe, generator=generator, prepare=prepare, progress=progress)
         return dict(model.state_dict())
 
     config = {**_config(name, spec, recipe), "seed": seed, "data": data_hash}
