@@ -18,11 +18,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from lib.config import ROOT
 from lib.engine import facts, notebooks, plan
 from lib.engine.notebooks import Problem, Request
 from lib.engine.progress import Progress, Tell
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 REASONS = {plan.STAMP: "parameters changed", plan.MISSING: "a figure or table of it is missing"}
 OUT_OF_SPACE = "the disk is full; free some space and run the same command again"
@@ -127,7 +131,7 @@ def execute(job: Job, progress: Progress) -> None:
 
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, **options):  # type: ignore
-            code = [i for i, c in enumerate(nb_man.nb.cells) if c.cell_type == "code"]
+            code = [i for i, cell in enumerate(nb_man.nb.cells) if _is_own_code(cell)]
             begin = nb_man.cell_start
 
             def cell_start(cell, cell_index=None, **rest):  # type: ignore
@@ -153,6 +157,11 @@ def execute(job: Job, progress: Progress) -> None:
     )
 
 
+def _is_own_code(cell: NotebookNode) -> bool:
+    """A code cell of the source, which the one that papermill injects is not."""
+    return cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
+
+
 def failure(error: Exception) -> str:
     """What went wrong, in one line."""
     from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -161,6 +170,8 @@ def failure(error: Exception) -> str:
     if isinstance(error, (PapermillExecutionError, CellExecutionError)):
         lines = str(error.evalue).strip().splitlines()
         return f"{error.ename}: {lines[-1].strip()}" if lines else str(error.ename)
+    if isinstance(error, Problem):
+        return str(error)
     if isinstance(error, DeadKernelError) or "Kernel died" in str(error):
         return "the kernel died; it was killed, perhaps for want of memory"
     if isinstance(error, OSError) and error.errno == 28:

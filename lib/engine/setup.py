@@ -28,7 +28,7 @@ NO_NETWORK = re.compile(
     r"Failed to establish a new connection|Temporary failure in name resolution|Name or service "
     r"not known|nodename nor servname|Connection refused|Network is unreachable|dns error|"
     r"error sending request|tcp connect error|Connection reset|timed out|ConnectTimeout|"
-    r"ProxyError|Failed to fetch",
+    r"ProxyError|Failed to fetch|No matching distribution found",  # pip's last word when offline
     re.IGNORECASE,
 )
 NO_SPACE = re.compile(r"No space left on device|os error 28|Disk quota exceeded", re.IGNORECASE)
