@@ -90,8 +90,9 @@ def maximise(
     linearised probe (`lib.backprop.descent`) instead of Adam at a fixed rate, since they need no
     learning rate, solve the linear case in a few steps and give exact zeros under L1 (measured on
     a 6-40-20 SELU network: 30 to 80 evaluations, where proximal Adam at 1e-2 takes 400 to 1,100 in
-    the median and does not arrive in 2,000 on a quarter of the rows or more); and a ReLU probe with positive targets is compared before its link, where the same delta is optimal but
-    the gradient does not die (specification 9.4).
+    the median and does not arrive in 2,000 on a quarter of the rows or more); and a ReLU probe
+    with positive targets is compared before its link, where the same delta is optimal but the
+    gradient does not die (specification 9.4).
     """
     point, wanted, delta = prepare(objective, s, target, start)
     frozen = weights_hash(*objective.modules())
