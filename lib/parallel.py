@@ -1,0 +1,171 @@
+"""Many independent trainings: in this process, or on a Dask cluster.
+
+Ensembles, subset models and retrainings are lists of tasks that know nothing of one another.
+`map_tasks` runs them here, or on the cluster that DASK_SCHEDULER_ADDRESS names, which brings SLURM
+and Kubernetes with it. Each task keeps its result through `lib.cache`; workers that share the
+folder CACHE_DIR therefore build each thing once, whatever dies.
+
+How Dask fails (distributed 2026.8): a task whose worker dies runs again elsewhere, and so does one
+whose result died with its only holder; then the cache answers. A death counts against every task
+that the worker held, running or queued, and one that saw more than `allowed-failures` (3, set at
+the scheduler) of them is given up with `KilledWorker`. Dask's own ``retries`` repeats tasks that
+raised, which for us is of no use. So we submit a task again when Dask gives it up, under a new key,
+because the count of an old one is never reset.
+
+Public names: `map_tasks`, `TaskError`, `ClusterError`.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from lib import config
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+ADDRESS = "DASK_SCHEDULER_ADDRESS"
+CONNECT_SECONDS = 10
+SHOWN = 100  # characters of a task in an error
+
+
+class TaskError(RuntimeError):
+    """A task that raised, or whose workers kept dying."""
+
+
+class ClusterError(ConnectionError):
+    """The Dask scheduler does not answer or went away, or its workers lack this project."""
+
+
+def map_tasks(
+    fn: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    *,
+    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
+    retries: int = 3,
+) -> list[Result]:
+    """Apply ``fn`` to each task.
+
+    Args:
+        fn: called once per task; on a cluster it must be importable by the workers, and it should
+            go through `lib.cache.fetch`, so that nothing is computed twice.
+        tasks: one argument each; ``str(task)`` names it in errors.
+        progress: wraps ``range(len(tasks))`` and advances as tasks finish, such as ``tqdm``.
+        retries: how often a task is submitted again after Dask gave it up because of dead workers.
+
+    Returns:
+        The results in the order of ``tasks``.
+
+    Raises:
+        TaskError: the first task that failed; what others finished is in the cache.
+        ClusterError: the scheduler does not answer or goes away; its workers lack this project.
+    """
+    address = os.environ.get(ADDRESS)
+    bar = progress(range(len(tasks))) if progress else range(len(tasks))
+    if not address:
+        return [_here(fn, tasks, index) for index in bar]
+    results: dict[int, Result] = {}
+    with _connect(address) as client:
+        finished = _on_cluster(client, address, fn, tasks, retries)
+        for _ in bar:
+            index, value = next(finished)
+            results[index] = value
+    return [results[index] for index in range(len(tasks))]
+
+
+def _here(fn: Callable[[Task], Result], tasks: Sequence[Task], index: int) -> Result:
+    try:
+        return fn(tasks[index])
+    except Exception as error:
+        raise _task_error(tasks, index, error) from error
+
+
+def _connect(address: str) -> Client:
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:  # nobody answers; or not an address
+        raise ClusterError(
+            f"no Dask scheduler answers at {address} ({ADDRESS}) within {CONNECT_SECONDS} s; "
+            "start one with `dask scheduler`, or unset the variable to run in this process"
+        ) from error
+
+
+def _on_cluster(
+    client: Client,
+    address: str,
+    fn: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    retries: int,
+) -> Iterator[tuple[int, Result]]:
+    """Yield (index, result) as tasks finish; leaving early cancels the others."""
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker, as_completed
+
+    cache_dir = str(config.cache_dir())
+
+    def submit(index: int) -> object:
+        key = f"task-{index}-{uuid.uuid4().hex}"
+        return client.submit(_on_worker, fn, tasks[index], cache_dir, key=key)
+
+    waiting = {submit(index): (index, 0) for index in range(len(tasks))}
+    completed = as_completed(waiting, loop=client.loop)
+    for future in completed:
+        index, resubmitted = waiting.pop(future)
+        try:
+            value = future.result()
+        except KilledWorker as error:
+            if resubmitted == retries:
+                raise TaskError(
+                    f"{_describe(tasks, index)} was given up: its workers died {retries + 1} times "
+                    "over; see whether they run out of memory (`dask worker --memory-limit`)"
+                ) from error
+            again = submit(index)
+            waiting[again] = (index, resubmitted + 1)
+            completed.add(again)
+        except CancelledError as error:
+            raise ClusterError(
+                f"the Dask scheduler at {address} went away; what was finished is in the cache, "
+                "so start it and run again"
+            ) from error
+        except Exception as error:
+            raise _import_error(error) or _task_error(tasks, index, error) from error
+        else:
+            yield index, value
+
+
+def _on_worker(fn: Callable[[Task], Result], task: Task, cache_dir: str) -> Result:
+    os.environ.setdefault("CACHE_DIR", cache_dir)  # a worker with its own mount keeps it
+    return fn(task)
+
+
+def _describe(tasks: Sequence[Task], index: int) -> str:
+    text = " ".join(str(tasks[index]).split())
+    text = text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    return f"task {index + 1} of {len(tasks)} ({text})"
+
+
+def _task_error(tasks: Sequence[Task], index: int, error: Exception) -> TaskError:
+    reason = " ".join(str(error).split()) or "no message"
+    return TaskError(
+        f"{_describe(tasks, index)} failed with {type(error).__name__}: {reason}; "
+        "what others finished is in the cache"
+    )
+
+
+def _import_error(error: Exception) -> ClusterError | None:
+    """The error for workers that were started without this project, if that is the reason."""
+    if not isinstance(error, ModuleNotFoundError) or (error.name or "").split(".")[0] != "lib":
+        return None
+    return ClusterError(
+        f"the Dask workers cannot import {error.name}; start them with PYTHONPATH set to the "
+        "project's folder and the packages of requirements.txt"
+    )

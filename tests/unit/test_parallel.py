@@ -1,0 +1,68 @@
+"""Independent tasks in this process (on a cluster: tests/faults/test_parallel.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from lib import parallel
+
+
+def square(task: int) -> int:
+    return task * task
+
+
+def raise_at_two(task: int) -> int:
+    if task == 2:
+        raise ValueError("two is\nnot allowed")
+    return task
+
+
+class Bar:
+    """A progress bar that notes how far it came."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, items: Iterable[int]) -> Iterator[int]:
+        for item in items:
+            yield item
+            self.seen.append(item)
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch) -> None:
+    monkeypatch.delenv(parallel.ADDRESS, raising=False)
+
+
+def test_results_come_in_the_order_of_the_tasks_and_progress_advances() -> None:
+    bar = Bar()
+    assert parallel.map_tasks(square, [3, 1, 2], progress=bar) == [9, 1, 4]
+    assert bar.seen == [0, 1, 2]
+
+
+def test_no_tasks_give_no_results() -> None:
+    assert parallel.map_tasks(square, []) == []
+
+
+def test_failing_task_is_named_in_one_sentence() -> None:
+    bar = Bar()
+    with pytest.raises(parallel.TaskError) as raised:
+        parallel.map_tasks(raise_at_two, [0, 1, 2, 3], progress=bar)
+    assert str(raised.value) == (
+        "task 3 of 4 (2) failed with ValueError: two is not allowed; "
+        "what others finished is in the cache"
+    )
+    assert isinstance(raised.value.__cause__, ValueError)
+    assert bar.seen == [0, 1]
+
+
+def test_long_task_is_shortened_in_errors() -> None:
+    with pytest.raises(parallel.TaskError) as raised:
+        parallel.map_tasks(len, [[1], range(5), 7, "x" * 1000])
+    assert "task 3 of 4 (7) failed with TypeError" in str(raised.value)
+    with pytest.raises(parallel.TaskError) as raised:
+        parallel.map_tasks(int, ["x" * 1000])
+    described = str(raised.value).split(" failed with ")[0]
+    assert described == f"task 1 of 1 ({'x' * (parallel.SHOWN - 3)}...)"
