@@ -9,7 +9,7 @@ Documents 1 (attributing learned concepts) and 5 (concept backpropagation). Map,
   ``selection_stability`` and ``chance_jaccard``.
 * ``evaluate``: ``accuracy``, ``detection_score`` (S = 2 accuracy - 1), ``roc_auc``, ``r2``,
   ``reliability_curve``, ``ece``, ``bootstrap_interval``, ``bootstrap_r2``, ``score_agreement``.
-* ``controls``: ``shuffled_labels``, ``control_task``, ``selectivity``.
+* ``controls``: ``shuffled_labels``, ``control_task``, ``even_seed``, ``selectivity``.
 * ``protocol``: ``validate_penalty`` and ``validate_ridge``: split, penalty, test, controls,
   verdict (``ProbeReport``); ``split_by_group``.
 
@@ -19,7 +19,7 @@ Activations are ``z [n, d]`` or ``[m, n, d]`` (m networks or fits at once), labe
 
 from __future__ import annotations
 
-from lib.probes.controls import control_task, selectivity, shuffled_labels
+from lib.probes.controls import control_task, even_seed, selectivity, shuffled_labels
 from lib.probes.evaluate import (
     Reliability,
     accuracy,
@@ -69,6 +69,7 @@ __all__ = [
     "control_task",
     "detection_score",
     "ece",
+    "even_seed",
     "fit_logistic",
     "fit_ridge",
     "fit_sparse",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from lib.probes.controls import control_task, selectivity, shuffled_labels
+from lib.probes.controls import control_task, even_seed, selectivity, shuffled_labels
 from lib.probes.evaluate import (
     bootstrap_interval,
     bootstrap_r2,
@@ -154,7 +154,8 @@ def validate_penalty(
     if trivial is not None:
         controls["trivial"] = _agreement(trivial.to(label.device)[test], label[test])
     if control_groups is not None:
-        coins = control_task(control_groups, seed=0).to(label.device)
+        seed = even_seed(control_groups)
+        coins = control_task(control_groups, seed=seed).to(label.device)
         controls["control_task"] = _tested(_LOGISTIC, z, coins, parts, penalties)
         controls["selectivity"] = float(selectivity(score, controls["control_task"]))
     rows = None if groups is None else groups[test.to(groups.device)]

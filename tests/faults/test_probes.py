@@ -62,7 +62,6 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "stability": (lambda: probes.selection_stability(Z, Y, 5, generator=G), "k from 1 to 4"),
     "chance": (lambda: probes.chance_jaccard(0, 4), "k from 1 to 4"),
     "shuffles": (lambda: probes.shuffled_labels(Y, 0, generator=G), "n_draws >= 1"),
-    "control task": (lambda: probes.control_task(["a"] * 5, seed=0), "give smaller groups"),
     "score shape": (lambda: probes.accuracy(Z, Y), r"want scores \[\.\.\., n\]"),
     "score NaN": (lambda: probes.ece(NAN[:, 1], Y), "NaN or infinity"),
     "score labels": (lambda: probes.accuracy(Z[:, 0], 2 * Y), r"want labels in \{0, 1\}"),
