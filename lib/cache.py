@@ -21,7 +21,8 @@ import sys
 import textwrap
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,43 +57,24 @@ def fetch(
     Returns:
         The tensors, on the CPU.
     """
-    from filelock import FileLock, Timeout
-
     key = key_of(kind, config, code)
     path = settings.cache_dir() / f"{kind}-{key}.safetensors"
-    entry = _read_or_set_aside(path)
-    if entry is None or not _is_logged(
-        kind, key
-    ):  # no line: a kill came between file and line
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock, owner = FileLock(path.with_suffix(".lock")), path.with_suffix(".pid")
-        try:
-            lock.acquire(timeout=WAIT_SECONDS)
-        except Timeout:
-            pid = owner.read_text() if owner.is_file() else "unknown"
-            print(
-                f"waiting for process {pid}, which is building {kind} {key}",
-                file=sys.stderr,
-            )
-            lock.acquire()
-        try:
-            owner.write_text(str(os.getpid()))
+    entry = _read_if_whole(path)
+    # no line of the log: a kill came between file and line
+    if entry is None or not _is_logged(kind, key):
+        with _owned(path, kind, key):
             entry = _read_or_set_aside(path)
             if entry is None:
                 entry = _build(path, kind, key, build)
             if not _is_logged(kind, key):
-                _append(_log(), f"built {kind} {key} {entry[1]:.1f}")
-        finally:
-            owner.unlink(missing_ok=True)
-            lock.release()
+                with _explained(path):
+                    _append(_log(), f"built {kind} {key} {entry[1]:.1f}")
     tensors, seconds = entry
     _note_use(kind, key, seconds)
     return tensors
 
 
-def key_of(
-    kind: str, config: Mapping[str, object], code: Sequence[Callable[..., object]]
-) -> str:
+def key_of(kind: str, config: Mapping[str, object], code: Sequence[Callable[..., object]]) -> str:
     """The 16 hexadecimal digits that name an entry."""
     text = json.dumps([kind, config, sources(code)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -122,9 +104,7 @@ def sources(code: Sequence[Callable[..., object]]) -> dict[str, str]:
     while pending:
         item = pending.pop()
         if not isinstance(item, (type, types.FunctionType)):
-            raise TypeError(
-                f"code holds functions and classes, got {type(item).__name__}"
-            )
+            raise TypeError(f"code holds functions and classes, got {type(item).__name__}")
         name = f"{item.__module__}.{item.__qualname__}"
         if name in found:
             continue
@@ -135,7 +115,7 @@ def sources(code: Sequence[Callable[..., object]]) -> dict[str, str]:
             if isinstance(value, (type, types.FunctionType)):
                 if value.__module__.split(".")[0] == item.__module__.split(".")[0]:
                     pending.append(value)
-            elif isinstance(value, (int, float, str, bool, tuple, frozenset)):
+            elif _is_constant(value):
                 found[f"{item.__module__}:{full}"] = repr(value)
     return found
 
@@ -148,15 +128,17 @@ def _references(tree: ast.AST, space: Mapping[str, object]) -> list[tuple[str, o
             found.append((node.id, space[node.id]))
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = space.get(node.value.id)
-            ours = (
-                isinstance(owner, types.ModuleType)
-                and owner.__name__.split(".")[0] == "lib"
-            )
+            ours = isinstance(owner, types.ModuleType) and owner.__name__.split(".")[0] == "lib"
             if ours and hasattr(owner, node.attr):
-                found.append(
-                    (f"{node.value.id}.{node.attr}", getattr(owner, node.attr))
-                )
+                found.append((f"{node.value.id}.{node.attr}", getattr(owner, node.attr)))
     return found
+
+
+def _is_constant(value: object) -> bool:
+    """Whether `repr` gives the value, the same in every process (that of a set does not)."""
+    if isinstance(value, tuple):
+        return all(_is_constant(part) for part in value)
+    return isinstance(value, (int, float, str, bytes))
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:
@@ -168,6 +150,49 @@ def _without_docstrings(tree: ast.AST) -> ast.AST:
     return tree
 
 
+@contextmanager
+def _owned(path: Path, kind: str, key: str) -> Iterator[None]:
+    """Hold the lock of an entry; while another process does, name it and wait."""
+    from filelock import FileLock, Timeout
+
+    lock, owner = FileLock(path.with_suffix(".lock")), path.with_suffix(".pid")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+        except Timeout:
+            pid = _text(owner) or "unknown"
+            print(f"waiting for process {pid}, which is building {kind} {key}", file=sys.stderr)
+            lock.acquire()
+    try:
+        with _explained(path):
+            owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn a folder that cannot be written into one sentence that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write the cache entry {path.stem} in {path.parent}: "
+            f"{error.strerror or error}; free some space or set CACHE_DIR to a folder that "
+            "can be written"
+        ) from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
 def _build(
     path: Path, kind: str, key: str, build: Callable[[], Mapping[str, Tensor]]
 ) -> tuple[dict[str, Tensor], float]:
@@ -176,38 +201,42 @@ def _build(
     start = time.perf_counter()
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in build().items()}
     seconds = time.perf_counter() - start
-    note = {
-        "kind": kind,
-        "key": key,
-        "seconds": f"{seconds:.3f}",
-        "sha256": state_hash(tensors),
-    }
+    note = {"kind": kind, "key": key, "seconds": f"{seconds:.3f}", "sha256": state_hash(tensors)}
+    data = save(tensors, metadata=note)
     temporary = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(save(tensors, metadata=note))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"cannot write the cache entry {kind} {key} in {path.parent}: {error.strerror}; "
-            "free some space or set CACHE_DIR to a folder that can be written"
-        ) from error
+    with _explained(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
     for stale in path.parent.glob(f"{path.stem}.*.part"):  # left by a killed process
         stale.unlink(missing_ok=True)
     return tensors, seconds
 
 
+def _read_if_whole(path: Path) -> tuple[dict[str, Tensor], float] | None:
+    """The entry, or None; a damaged file is dealt with under the lock, once."""
+    try:
+        return _read(path) if path.is_file() else None
+    except DamagedEntry:
+        return None
+
+
 def _read_or_set_aside(path: Path) -> tuple[dict[str, Tensor], float] | None:
+    """The entry, or None; a damaged file is reported and renamed. The caller holds the lock."""
     if not path.is_file():
         return None
     try:
         return _read(path)
     except DamagedEntry as error:
         aside = path.with_suffix(".bad")
-        os.replace(path, aside)
+        with _explained(path):
+            os.replace(path, aside)
         print(f"{error}; kept as {aside.name}, building it again", file=sys.stderr)
         return None
 
@@ -220,11 +249,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], float]:
             note = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedEntry(
-            f"cache entry {path.name} cannot be read ({error})"
-        ) from error
+        raise DamagedEntry(f"cache entry {path.name} cannot be read ({error})") from error
     if note.get("sha256") != state_hash(tensors):
         raise DamagedEntry(f"cache entry {path.name} does not match its checksum")
+    if f"{note.get('kind')}-{note.get('key')}" != path.stem:
+        raise DamagedEntry(f"cache entry {path.name} holds another entry")
     return tensors, float(note["seconds"])
 
 
@@ -235,9 +264,7 @@ def _log() -> Path:
 
 def _is_logged(kind: str, key: str) -> bool:
     line = f"built {kind} {key} "
-    return _log().is_file() and any(
-        x.startswith(line) for x in _log().read_text().splitlines()
-    )
+    return _log().is_file() and any(x.startswith(line) for x in _log().read_text().splitlines())
 
 
 def _note_use(kind: str, key: str, seconds: float) -> None:
@@ -247,7 +274,5 @@ def _note_use(kind: str, key: str, seconds: float) -> None:
 
 
 def _append(path: Path, line: str) -> None:
-    with open(
-        path, "a"
-    ) as file:  # one short write in append mode is atomic on a local disk
+    with open(path, "a") as file:  # one short write in append mode is atomic on a local disk
         file.write(line + "\n")

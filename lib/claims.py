@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lib.config import PROFILES, ROOT, Run, figures_root
 
@@ -35,9 +36,9 @@ FIELDS = (
     "notebook",
     "profiles",
 )
-SAFE_MARGIN = (
-    3.0  # spreads between a value and the nearer edge; below it a verdict may flake
-)
+SAFE_MARGIN = 3.0  # spreads between a value and the nearer edge; below it a verdict may flake
+
+ROW = {"id", "verdict", "value", "spread", "low", "high"}  # of a notebook's claims.json
 
 Measured = float | tuple[float, float] | None
 
@@ -92,24 +93,30 @@ def ledger(folder: Path = LEDGER) -> dict[str, Claim]:
     """All claims by id, in the order of the files.
 
     Raises:
-        ValueError: a claim lacks a field, repeats an id, or has a band that is not [low, high].
+        ValueError: a file is not TOML; a claim lacks a field or has one too many, repeats an id,
+            names an unknown profile, or has a band that is not [low, high].
     """
     claims: dict[str, Claim] = {}
     for path in sorted(folder.glob("part*.toml")):
-        for entry in tomllib.loads(path.read_text()).get("claim", []):
+        for entry in _toml(path).get("claim", []):
             missing = [name for name in FIELDS if name not in entry]
-            if missing or set(entry) - set(FIELDS):
-                extra = sorted(set(entry) - set(FIELDS))
+            extra = sorted(set(entry) - set(FIELDS))
+            if missing or extra:
                 raise ValueError(
                     f"{path.name}: claim {entry.get('id', '?')} lacks {missing}, has extra {extra}"
                 )
-            low, high = entry["band"]
-            if not low <= high:
+            if not _is_band(entry["band"]):
                 raise ValueError(
-                    f"{path.name}: {entry['id']} wants band [low, high], got {low}, {high}"
+                    f"{path.name}: {entry['id']} wants band [low, high], got {entry['band']}"
+                )
+            if not isinstance(entry["profiles"], list) or set(entry["profiles"]) - set(PROFILES):
+                raise ValueError(
+                    f"{path.name}: {entry['id']} wants profiles of {', '.join(PROFILES)}, "
+                    f"got {entry['profiles']}"
                 )
             if entry["id"] in claims:
                 raise ValueError(f"{path.name}: two claims are called {entry['id']}")
+            low, high = entry["band"]
             entry |= {
                 "band": (float(low), float(high)),
                 "profiles": tuple(entry["profiles"]),
@@ -118,10 +125,23 @@ def ledger(folder: Path = LEDGER) -> dict[str, Claim]:
     return claims
 
 
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not TOML: {error}") from error
+
+
+def _is_band(band: object) -> bool:
+    if not isinstance(band, list) or len(band) != 2:
+        return False
+    return all(isinstance(edge, (int, float)) for edge in band) and band[0] <= band[1]
+
+
 def explanations(folder: Path = LEDGER) -> dict[str, dict[str, str]]:
     """Claim id -> profile -> the sentence that explains why the result differs."""
     path = folder / "notes.toml"
-    return tomllib.loads(path.read_text()) if path.is_file() else {}
+    return _toml(path) if path.is_file() else {}
 
 
 def judge(run: Run, values: Mapping[str, Measured]) -> list[Verdict]:
@@ -149,9 +169,7 @@ def _verdict(claim: Claim, measured: Measured, profile: str) -> Verdict:
     if value is None or profile not in claim.profiles:
         return Verdict(claim.id, NOT_RUN, None, None, low, high, claim.says)
     if math.isnan(value):
-        raise ValueError(
-            f"{claim.id} was measured as NaN; a claim that cannot be measured is None"
-        )
+        raise ValueError(f"{claim.id} was measured as NaN; a claim that cannot be measured is None")
     word = HOLDS if low <= value <= high else DIFFERS
     number = None if spread is None else float(spread)
     return Verdict(claim.id, word, float(value), number, low, high, claim.says)
@@ -159,9 +177,7 @@ def _verdict(claim: Claim, measured: Measured, profile: str) -> Verdict:
 
 def save(verdicts: Sequence[Verdict], run: Run) -> None:
     """Write `run.figures_dir/claims.json`, whole or not at all."""
-    rows = [
-        {k: _finite(v) for k, v in asdict(x).items() if k != "says"} for x in verdicts
-    ]
+    rows = [{k: _finite(v) for k, v in asdict(x).items() if k != "says"} for x in verdicts]
     whole = {
         "notebook": run.notebook,
         "profile": run.profile,
@@ -172,18 +188,24 @@ def save(verdicts: Sequence[Verdict], run: Run) -> None:
 
 
 def _finite(value: object) -> object:
-    """JSON has no infinity: an open end of a band is null."""
-    return None if isinstance(value, float) and math.isinf(value) else value
+    """JSON has no infinity and no NaN: an open end, or the spread of one sample, is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, whole: object) -> None:
-    text = json.dumps(whole, indent=1) + "\n"
-    if path.is_file() and path.read_text() == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
+    try:
+        if path.is_file() and path.read_bytes() == text.encode():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path.name} in {path.parent}: {error.strerror}; make the folder "
+            "writable or set FIGURES_DIR to another"
+        ) from error
 
 
 def results(profile: str, folder: Path | None = None) -> dict[str, dict[str, object]]:
@@ -195,12 +217,14 @@ def results(profile: str, folder: Path | None = None) -> dict[str, dict[str, obj
     found: dict[str, dict[str, object]] = {}
     for path in sorted(((folder or figures_root()) / profile).glob("*/claims.json")):
         try:
-            rows = json.loads(path.read_text())["claims"]
+            rows = {row["id"]: row for row in json.loads(path.read_text())["claims"]}
+            if not all(set(row) >= ROW for row in rows.values()):
+                raise KeyError("a row lacks a field")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path.parent.name}/claims.json at {profile} is damaged; run that notebook again"
             ) from error
-        found |= {row["id"]: row for row in rows}
+        found |= rows
     return found
 
 
