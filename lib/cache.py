@@ -13,6 +13,8 @@ Public names: `fetch`, `key_of`, `state_hash`.
 from __future__ import annotations
 
 import ast
+import copy
+import functools
 import hashlib
 import inspect
 import json
@@ -23,6 +25,7 @@ import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +111,7 @@ def sources(code: Sequence[Callable[..., object]]) -> dict[str, str]:
         name = f"{item.__module__}.{item.__qualname__}"
         if name in found:
             continue
-        tree = ast.parse(textwrap.dedent(inspect.getsource(item)))
+        tree = _tree(item)
         found[name] = ast.dump(_without_docstrings(tree))
         space = vars(sys.modules[item.__module__])
         for full, value in _references(tree, space):
@@ -118,6 +121,73 @@ def sources(code: Sequence[Callable[..., object]]) -> dict[str, str]:
             elif _is_constant(value):
                 found[f"{item.__module__}:{full}"] = repr(value)
     return found
+
+
+@dataclass(frozen=True)
+class _File:
+    """A module's source as first read, so that editing it while a run goes on changes nothing."""
+
+    trees: dict[str, ast.stmt]  # qualified name -> definition
+    codes: dict[str, types.CodeType]
+
+
+@functools.cache
+def _file(path: str) -> _File:
+    text = Path(path).read_text()
+    trees: dict[str, ast.stmt] = {}
+    codes: dict[str, types.CodeType] = {}
+
+    def name_trees(body: Sequence[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                trees[prefix + node.name] = node
+                inner = ".<locals>." if isinstance(node, ast.FunctionDef) else "."
+                name_trees(node.body, prefix + node.name + inner)
+
+    def name_codes(code: types.CodeType) -> None:
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                codes[constant.co_qualname] = constant
+                name_codes(constant)
+
+    name_trees(ast.parse(text).body, "")
+    # the future statement of the file itself holds, not one of this file
+    name_codes(compile(text, path, "exec", dont_inherit=True))
+    return _File(trees, codes)
+
+
+def _tree(item: type | types.FunctionType) -> ast.Module:
+    """The definition of `item` as it runs in this process.
+
+    Raises:
+        ValueError: its file was edited after it was imported: the key would name other code
+            than that which builds the entry.
+    """
+    path = getattr(sys.modules[item.__module__], "__file__", None)
+    if path is None or item.__qualname__ not in _file(path).trees:  # a notebook's own function
+        return ast.parse(textwrap.dedent(inspect.getsource(item)))
+    file = _file(path)
+    parts = vars(item).values() if isinstance(item, type) else [item]
+    for part in parts:
+        live = getattr(part, "__code__", None)
+        stored = file.codes.get(live.co_qualname) if live is not None else None
+        if stored is not None and not _same_code(live, stored):
+            raise ValueError(
+                f"{Path(path).name} was edited after it was loaded (see {item.__qualname__}); "
+                "restart the kernel, so that the cache names what really runs"
+            )
+    return ast.Module(body=[copy.deepcopy(file.trees[item.__qualname__])], type_ignores=[])
+
+
+def _same_code(a: types.CodeType, b: types.CodeType) -> bool:
+    """Whether two code objects do the same, wherever they stand in their file."""
+    if a.co_code != b.co_code or a.co_names != b.co_names or len(a.co_consts) != len(b.co_consts):
+        return False
+    for x, y in zip(a.co_consts, b.co_consts, strict=True):
+        both = isinstance(x, types.CodeType) and isinstance(y, types.CodeType)
+        if not (_same_code(x, y) if both else x == y):
+            return False
+    return True
 
 
 def _references(tree: ast.AST, space: Mapping[str, object]) -> list[tuple[str, object]]:
