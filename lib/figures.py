@@ -147,6 +147,24 @@ def provenance(fig: Figure, run: Run, text: str) -> None:
     fig.supxlabel(f"{run.profile} profile · {text}", fontsize=6, color="#555555")
 
 
+def legend(fig: Figure, axis: Axes, title: str | None = None) -> None:
+    """One legend for all panels, above them, from the lines of `axis`."""
+    handles, labels = axis.get_legend_handles_labels()
+    columns = min(len(labels), 5)
+    fig.legend(handles, labels, loc="outside upper center", ncols=columns, title=title)
+
+
+def units_axis(axis: Axes, label: str = "units the probe may read, k") -> None:
+    """A horizontal axis of numbers of units: doubling steps, plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_locator(LogLocator(base=2))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel(label)
+
+
 def band(
     axis: Axes,
     x: Sequence[float] | Tensor,
@@ -167,43 +185,6 @@ def band(
         linestyle=DASHES[order],
     )
     axis.fill_between(x, mean - spread, mean + spread, color=ROLE[role], alpha=0.18, linewidth=0)
-
-
-def class_difference(axis: Axes, x: Tensor, y: Tensor) -> None:
-    """Mean image of the rows with y = 1 minus that of y = 0, in sd of a pixel, red to blue.
-
-    Args:
-        x: images `[n, c, h, w]`, or square grey ones laid out flat `[n, h * h]`.
-    """
-    grey = (
-        x.float().mean(1) if x.ndim == 4 else x.float().unflatten(1, (round(x.shape[1] ** 0.5), -1))
-    )
-    difference = (grey[y == 1].mean(0) - grey[y == 0].mean(0)) / grey.std()
-    shown = axis.imshow(difference, cmap="vlag", vmin=-1, vmax=1)
-    axis.set(xticks=[], yticks=[])
-    axis.figure.colorbar(shown, ax=axis, shrink=0.8, ticks=[-1, 0, 1])
-
-
-def logit_histogram(
-    logits: Tensor, sizes: Sequence[int], y: Tensor, step: int, layer: str
-) -> Figure:
-    """Logits of the first network's probe of `sizes[step - 1]` units, by concept label.
-
-    Args:
-        logits: `[K, M, n]`, y: labels `[n]`; `step` counts from 1 and stops at the last size.
-    """
-    at = min(step, len(sizes)) - 1
-    scores = logits[at, 0]
-    fig, (axis,) = panels(width=ONE_COLUMN * 1.5, height=2.2)
-    edges = [scores.min().item() + i * (scores.max() - scores.min()).item() / 30 for i in range(31)]
-    for label, role, words in ((0, "control", "concept absent"), (1, "main", "concept present")):
-        axis.hist(scores[y == label].numpy(), bins=edges, color=ROLE[role], alpha=0.7, label=words)
-    axis.axvline(0, color="black", linestyle=":")
-    right = ((scores > 0) == (y == 1)).double().mean().item()
-    axis.set(title=f"{layer}, {sizes[at]} units: accuracy {right:.3f}", xlabel="logit of the probe")
-    axis.set_ylabel("test images")
-    axis.legend()
-    return fig
 
 
 def save(fig: Figure, run: Run, name: str, alt: str) -> Picture:

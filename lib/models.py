@@ -69,12 +69,8 @@ class MLP(nn.Sequential):
                 f"want at least 2 widths and an activation of {sorted(ACTIVATIONS)}, "
                 f"got {tuple(widths)} and {activation!r}"
             )
-        for i, (fan_in, fan_out) in enumerate(
-            zip(widths[:-2], widths[1:-1], strict=True), 1
-        ):
-            hidden = nn.Sequential(
-                nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()
-            )
+        for i, (fan_in, fan_out) in enumerate(pairwise(widths[:-1]), 1):
+            hidden = nn.Sequential(nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]())
             self.add_module(f"hidden{i}", hidden)
         self.add_module("out", nn.Linear(widths[-2], widths[-1]))
 
@@ -106,9 +102,7 @@ class SmallCNN(nn.Sequential):
         self.add_module("out", nn.Linear(fan_in * side * side, n_out))
 
 
-def _conv_bn(
-    i: int, o: int, k: int = 3, stride: int = 1, padding: int = 1
-) -> nn.Sequential:
+def _conv_bn(i: int, o: int, k: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(i, o, k, stride, padding, bias=False), nn.BatchNorm2d(o), nn.ReLU()
     )
@@ -137,16 +131,10 @@ class ResNet9(nn.Sequential):
         super().__init__()
         self.add_module("stem", _conv_bn(3, 64))
         self.add_module("down1", _conv_bn(64, 128, k=5, stride=2, padding=2))
-        self.add_module(
-            "res1", _Sum(nn.Sequential(_conv_bn(128, 128), _conv_bn(128, 128)))
-        )
+        self.add_module("res1", _Sum(nn.Sequential(_conv_bn(128, 128), _conv_bn(128, 128))))
         self.add_module("down2", nn.Sequential(_conv_bn(128, 256), nn.MaxPool2d(2)))
-        self.add_module(
-            "res2", _Sum(nn.Sequential(_conv_bn(256, 256), _conv_bn(256, 256)))
-        )
-        self.add_module(
-            "head", nn.Sequential(_conv_bn(256, 128, padding=0), _GlobalMax())
-        )
+        self.add_module("res2", _Sum(nn.Sequential(_conv_bn(256, 256), _conv_bn(256, 256))))
+        self.add_module("head", nn.Sequential(_conv_bn(256, 128, padding=0), _GlobalMax()))
         self.add_module("out", nn.Linear(128, n_out, bias=False))
         self.logit_scale = logit_scale
 
@@ -184,9 +172,7 @@ class _Block(nn.Module):
 
 
 class _CifarResNet(nn.Module):
-    def __init__(
-        self, widths: Sequence[int], n_blocks: int, padded: bool, n_out: int = 10
-    ) -> None:
+    def __init__(self, widths: Sequence[int], n_blocks: int, padded: bool, n_out: int = 10) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib import claims, config
+from lib.documents import DOCUMENTS
 from lib.engine import gallery_files as files
 from lib.engine.gallery_files import Ours, Row, Section
 
@@ -30,20 +31,7 @@ SYMBOLS = {claims.HOLDS: "✓", claims.DIFFERS: "≠", claims.NOT_RUN: "○"}
 # part -> (document, question); 0 and 6 are ours
 PARTS: dict[int, tuple[str, str]] = {
     0: ("Start here", "What does each part ask, and what is on this machine?"),
-    1: (
-        "Attributing Learned Concepts in Neural Networks to Training Data (Konz et al.)",
-        "Where is a concept, and which training data put it there?",
-    ),
-    2: ("Concept-Monitor: demystifying training processes", "When does a unit learn a concept?"),
-    3: ("NPEFF: Non-Negative Per-Example Fisher Factorization", "Which parameters carry it?"),
-    4: (
-        "Lecture on data attribution: influence functions, datamodels, TRAK",
-        "Which data made this prediction?",
-    ),
-    5: (
-        "Concept backpropagation: visualising learned concepts",
-        "What does the network think it looks like?",
-    ),
+    **{number: (x.title, x.question) for number, x in DOCUMENTS.items()},
     6: ("Five lenses", "One concept in one model, seen by all five methods: do they agree?"),
 }
 

@@ -34,7 +34,7 @@ class Presence:
     layers: tuple[str, ...]
     dense: Tensor  # [L, M]
     random_network: Tensor  # [L, M] same seeds, weights never trained
-    shuffled: Tensor  # [L, M] probe fitted on permuted labels
+    shuffled: Tensor  # [L, M] probe fitted on permuted labels, mean over permutations
     control_task: Tensor  # [L, M] mean over coins; NaN where no coin splits the groups
     raw_input: float
     sizes: dict[str, tuple[int, ...]]  # layer -> grid of k, up to its number of units
@@ -55,20 +55,22 @@ class Presence:
 
 
 def measure(
-    bed: Testbed, name: str, *, grid: Sequence[int], n_coins: int, generator: torch.Generator
+    bed: Testbed, name: str, *, grid: Sequence[int], n_draws: int, generator: torch.Generator
 ) -> Presence:
     """Fit all probes of one concept.
 
     Args:
         grid: sizes of the sparse probes; those above a layer's number of units are dropped and
             the number of units itself is added.
-        n_coins: labellings of the control task to average over.
+        n_draws: permutations, and coins of the control task, to average over in each network.
         generator: of the shuffled labels.
     """
     concept = bed.concepts[name]
     fit, test = bed.read(concept.fit_x, True), bed.read(concept.test_x, True)
     random_fit, random_test = bed.read(concept.fit_x, False), bed.read(concept.test_x, False)
-    labels = shuffled_labels(concept.fit_y, bed.n_models, generator=generator)
+    permuted = [
+        shuffled_labels(concept.fit_y, bed.n_models, generator=generator) for _ in range(n_draws)
+    ]
     sizes, sparse, logits, random_logits = {}, {}, {}, {}
     dense, control, random_network, shuffled = [], [], [], []
     for layer in bed.layers:
@@ -80,11 +82,12 @@ def measure(
         logits[layer] = probe.score(z_test)
         sparse[layer] = accuracy(logits[layer], y_test)
         dense.append(sparse[layer][-1])
-        shuffled.append(accuracy(fit_logistic(z, labels).score(z_test), y_test))
+        draws = [accuracy(fit_logistic(z, y).score(z_test), y_test) for y in permuted]
+        shuffled.append(torch.stack(draws).mean(0))
         untrained = fit_logistic(random_fit[layer], concept.fit_y)
         random_logits[layer] = untrained.score(random_test[layer])
         random_network.append(accuracy(random_logits[layer], y_test))
-        control.append(_control(concept, z, z_test, n_coins))
+        control.append(_control(concept, z, z_test, n_draws))
     raw = fit_logistic(concept.fit_x.flatten(1).float(), concept.fit_y)
     return Presence(
         concept=concept,
@@ -101,14 +104,14 @@ def measure(
     )
 
 
-def _control(concept: Concept, z: Tensor, z_test: Tensor, n_coins: int) -> Tensor:
+def _control(concept: Concept, z: Tensor, z_test: Tensor, n_draws: int) -> Tensor:
     """Accuracy [M] on labels that are a coin per input group, mean over the usable coins."""
     found: list[Tensor] = []
-    for seed in range(20 * n_coins):
+    for seed in range(20 * n_draws):
         fit_y = control_task(concept.fit_group, seed=seed)
         test_y = control_task(concept.test_group, seed=seed)
         share = fit_y.double().mean().item()
-        if 0.3 <= share <= 0.7 and len(found) < n_coins:  # as balanced as a concept
+        if 0.3 <= share <= 0.7 and len(found) < n_draws:  # as balanced as a concept
             found.append(accuracy(fit_logistic(z, fit_y).score(z_test), test_y))
     if not found:
         return torch.full((len(z),), torch.nan, dtype=torch.float64)
