@@ -86,8 +86,9 @@ def exclusive(job: Job, tell: Tell) -> Iterator[bool]:
         tell(f"wait  {job.name}: process {_read_owner(job).get('pid')} is running it")
         lock.acquire()
     try:
-        _end_orphan(_read_owner(job))
+        before = _read_owner(job)
         plan.write(job.owner, json.dumps({"pid": os.getpid()}))
+        _end_orphan(before)
         yield waited
         job.owner.unlink(missing_ok=True)
     finally:
@@ -202,6 +203,10 @@ def perform(job: Job, reason: str, tell: Tell, is_live: bool) -> int:
         plan.write(job.own / plan.OUTPUTS, "".join(f"{name}\n" for name in names))
         os.utime(job.running, (started, started))  # an edit made meanwhile is newer than this
         os.replace(job.running, job.target)
+    except Interrupted:
+        _end_children()
+        job.running.unlink(missing_ok=True)
+        raise
     except Exception as error:
         logging.getLogger().exception("%s failed", job.name)
         with contextlib.suppress(OSError):
@@ -267,8 +272,6 @@ def main(arguments: Sequence[str]) -> int:
         tell(f"FAIL  {name}  {failure(error)}")
         return 1
     except Interrupted:
-        _end_children()
-        Job(name, notebooks.request(os.environ)).running.unlink(missing_ok=True)
         tell(f"stop  {name}: interrupted; the same command starts it again")
         return 130
 

@@ -132,3 +132,18 @@ def test_a_full_disk_or_read_only_build_is_one_sentence(toy):
     status, output = toy.make("figures", "ONLY=12")
     assert status == 2
     assert "figures: cannot write in build/: " in output
+
+
+def test_interrupting_one_who_waits_leaves_the_owner_in_peace(toy):
+    toy.notebook("11_first", SLEEP, "print('whole')")
+    owner = toy.start("figures", "ONLY=11", NAP="5")
+    kernel_of(toy, "11_first")
+    waiting = toy.start("figures", "ONLY=11")
+    time.sleep(1.5)
+    os.killpg(waiting.pid, signal.SIGINT)
+    status, output = finish(waiting, timeout=20)
+    assert status != 0
+    assert "wait  11_first: process " in output
+    assert "stop  11_first: interrupted" in output
+    assert finish(owner)[0] == 0
+    assert toy.executed("11_first").exists()
