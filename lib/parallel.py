@@ -3,7 +3,8 @@
 Ensembles, subset models and retrainings are lists of tasks that know nothing of one another.
 `map_tasks` runs them here, or on the cluster that DASK_SCHEDULER_ADDRESS names, which brings SLURM
 and Kubernetes with it. Each task keeps its result through `lib.cache`; workers that share the
-folder CACHE_DIR therefore build each thing once, whatever dies.
+folder CACHE_DIR therefore build each thing once, whatever dies. A worker uses the CACHE_DIR and
+DATA_ROOT it was started with, else those of the process that calls.
 
 How Dask fails (distributed 2026.8): a task whose worker dies runs again elsewhere, and so does one
 whose result died with its only holder; then the cache answers. A death counts against every task
@@ -17,6 +18,7 @@ Public names: `map_tasks`, `TaskError`, `ClusterError`.
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +35,8 @@ Result = TypeVar("Result")
 ADDRESS = "DASK_SCHEDULER_ADDRESS"
 CONNECT_SECONDS = 10
 SHOWN = 100  # characters of a task in an error
+FOLDERS = ("CACHE_DIR", "DATA_ROOT")
+OWN = frozenset(name for name in FOLDERS if os.environ.get(name))  # set where a worker started
 
 
 class TaskError(RuntimeError):
@@ -47,7 +51,7 @@ def map_tasks(
     fn: Callable[[Task], Result],
     tasks: Sequence[Task],
     *,
-    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
+    progress: Callable[[range], Iterable[int]] | None = None,
     retries: int = 3,
 ) -> list[Result]:
     """Apply ``fn`` to each task.
@@ -91,11 +95,16 @@ def _connect(address: str) -> Client:
 
     try:
         return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:  # nobody answers; or not an address
-        raise ClusterError(
-            f"no Dask scheduler answers at {address} ({ADDRESS}) within {CONNECT_SECONDS} s; "
-            "start one with `dask scheduler`, or unset the variable to run in this process"
-        ) from error
+    except (OSError, ValueError):  # nobody answers; or not an address
+        pass
+    # Raised here and not as the consequence of that error, whose traceback would keep the failed
+    # client alive: collected later, while another one starts, it closes itself and blocks on the
+    # lock that the start holds. Measured: the next connection of this process then hangs.
+    gc.collect()
+    raise ClusterError(
+        f"no Dask scheduler answers at {address} ({ADDRESS}) within {CONNECT_SECONDS} s; "
+        "start one with `dask scheduler`, or unset the variable to run in this process"
+    )
 
 
 def _on_cluster(
@@ -110,11 +119,11 @@ def _on_cluster(
 
     from distributed import KilledWorker, as_completed
 
-    cache_dir = str(config.cache_dir())
+    folders = {"CACHE_DIR": str(config.cache_dir()), "DATA_ROOT": str(config.data_root())}
 
     def submit(index: int) -> object:
         key = f"task-{index}-{uuid.uuid4().hex}"
-        return client.submit(_on_worker, fn, tasks[index], cache_dir, key=key)
+        return client.submit(_on_worker, fn, tasks[index], folders, key=key)
 
     waiting = {submit(index): (index, 0) for index in range(len(tasks))}
     completed = as_completed(waiting, loop=client.loop)
@@ -142,8 +151,9 @@ def _on_cluster(
             yield index, value
 
 
-def _on_worker(fn: Callable[[Task], Result], task: Task, cache_dir: str) -> Result:
-    os.environ.setdefault("CACHE_DIR", cache_dir)  # a worker with its own mount keeps it
+def _on_worker(fn: Callable[[Task], Result], task: Task, folders: dict[str, str]) -> Result:
+    # A worker started with folders of its own (another mount) keeps them; the others use ours.
+    os.environ.update({name: path for name, path in folders.items() if name not in OWN})
     return fn(task)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Progress = Callable[[Iterable[int]], Iterable[int]]  # tqdm.auto.tqdm, or any like it
+Progress = Callable[[range], Iterable[int]]  # tqdm.auto.tqdm, or any like it
 
 
 class MissingData(FileNotFoundError):

@@ -84,6 +84,15 @@ def test_scheduler_that_does_not_answer_is_named(monkeypatch, where) -> None:
     )
 
 
+def test_failed_connection_does_not_block_the_next(cluster, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv(parallel.ADDRESS, f"tcp://127.0.0.1:{closed_port()}")
+        patch.setattr(parallel, "CONNECT_SECONDS", 1)
+        with pytest.raises(parallel.ClusterError):
+            parallel.map_tasks(str, [1])
+    assert parallel.map_tasks(str, [1, 2]) == ["1", "2"]
+
+
 def test_workers_without_the_project_are_told_how_to_find_it(cluster) -> None:
     with pytest.raises(parallel.ClusterError) as raised:
         parallel.map_tasks(miss_a_module, [0])
