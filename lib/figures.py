@@ -230,7 +230,8 @@ def table(rows: Sequence[Mapping[str, object]], run: Run, name: str, caption: st
     csv.writer(text, lineterminator="\n").writerows([head, *body])
     _write(run.figures_dir / f"{name}.csv", text.getvalue().encode())
     _write(run.figures_dir / f"{name}.txt", (caption + "\n").encode())
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]]
+    shown = [[_escaped(cell) for cell in row] for row in (head, *body)]
+    lines = ["| " + " | ".join(row) + " |" for row in (shown[0], ["---"] * len(head), *shown[1:])]
     return Table(name, caption, "\n".join(lines))
 
 
@@ -240,6 +241,11 @@ def _cell(value: object) -> str:
     if isinstance(value, tuple) and len(value) == 2:
         return f"{value[0]:.4g} ± {value[1]:.2g}"
     return str(value)
+
+
+def _escaped(cell: str) -> str:
+    """A cell of a markdown table: a bar or a new line in it would end it."""
+    return cell.replace("|", "\\|").replace("\n", " ")
 
 
 def _write(path: Path, data: bytes) -> None:
