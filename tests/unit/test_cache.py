@@ -223,3 +223,22 @@ def test_state_hash_tells_names_shapes_types_and_values_apart():
     assert cache.state_hash({"a": x, "b": -x}) == cache.state_hash({"b": -x, "a": x})
     strided = torch.stack([x, -x], dim=1)[:, 0]
     assert cache.state_hash({"a": strided}) == cache.state_hash({"a": x})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "refused"), [("+ 1", "+ 2", True), ("\n\n", "\n#\n", False)]
+)
+def test_code_edited_after_it_was_loaded_is_not_taken_for_what_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, refused: bool
+):
+    path = tmp_path / f"toy_edited_{next(PACKAGES)}.py"
+    text = "import math\n\ndef train(x):\n    return x + 1\n"
+    path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(path.stem)
+    path.write_text(text.replace(old, new))
+    if refused:
+        with pytest.raises(ValueError, match=r"was edited after it was loaded .*; restart"):
+            cache.sources([module.train])
+    else:
+        assert "BinOp" in cache.sources([module.train])[f"{path.stem}.train"]
