@@ -5,6 +5,7 @@ It stands at the root so that `pytest tests` and `pytest --nbval-lax notebooks` 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -28,6 +29,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if skipped is not None:
             extra = {"stderr", "text/html"} - set(skipped)
             item.parent.skip_compare = (*skipped, *sorted(extra))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """After the stored notebooks have run again, no verdict may differ from the reference."""
+    from lib import claims
+
+    reference = ROOT / "tests" / "reference" / "claims.json"
+    now = claims.results("quick", FIGURES)
+    if not now or session.exitstatus == pytest.ExitCode.INTERRUPTED:
+        return
+    differences = claims.changed(json.loads(reference.read_text()), now)
+    print("", *differences, f"{len(now)} verdicts compared with the reference", sep="\n")
+    if differences:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_unconfigure() -> None:

@@ -228,6 +228,21 @@ def results(profile: str, folder: Path | None = None) -> dict[str, dict[str, obj
     return found
 
 
+def changed(
+    reference: Mapping[str, Mapping[str, object]], now: Mapping[str, Mapping[str, object]]
+) -> list[str]:
+    """One sentence for each claim of `now` whose verdict is not that of the reference."""
+    found = []
+    for name, row in now.items():
+        before = reference.get(name, {"verdict": "absent from the reference", "value": None})
+        if row["verdict"] != before["verdict"]:
+            found.append(
+                f"{name}: was {before['verdict']} ({before['value']}), now {row['verdict']} "
+                f"({row['value']}); find out why, and only then run `make refresh`"
+            )
+    return found
+
+
 def report() -> list[str]:
     """Lines of the ledger: id, document's number, quick, full, verdicts; unjudged ones too."""
     judged = {profile: results(profile) for profile in PROFILES}
