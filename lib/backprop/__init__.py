@@ -6,7 +6,7 @@ smallest move that makes the probe read the concept. The package, in reading ord
 - `distances`: what "smallest" means; L1, L2, Hamming with exact zeros, and smooth ones;
 - `objective`: the objective, the ways a perturbation acts, the checks at the boundary;
 - `descent`: the solver, all rows at once and each on its own;
-- `maximise`: sound, constrained and faithful maximisation, and their result.
+- `maximisation`: sound, constrained and faithful maximisation, and their result.
 
 A high probe value is not the concept: measure the concept itself on `Maximisation.result`.
 """
@@ -14,7 +14,7 @@ A high probe value is not the concept: measure the concept itself on `Maximisati
 from __future__ import annotations
 
 from lib.backprop.distances import L1, L2, DecodedMSE, Distance, Hamming, L2Sq, Mahalanobis
-from lib.backprop.maximise import (
+from lib.backprop.maximisation import (
     HOUSING_RECIPE,
     FaithfulRecipe,
     Maximisation,

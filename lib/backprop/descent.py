@@ -30,7 +30,7 @@ from lib.backprop.objective import Term
 ACCEPT, GOOD = 0.1, 0.75  # share of the predicted decrease: to take a step, to lower alpha
 LOWER, RAISE = 10.0, 4.0
 RANGE = 1e12  # alpha stays within this factor of its first value
-ROOT_STEPS = 80
+ROOT, ROOT_STEPS = 1e-10, 80  # m is exact to this, relative
 WINDOW = 50  # steps over which the relative change of J is read (specification 1.3)
 
 Loss = Callable[[Tensor], Tensor]  # pre-activation [n] -> loss [n], elementwise
@@ -64,6 +64,7 @@ def descend(
     simple: Term | None,
     start: Tensor,
     *,
+    active: Tensor | None = None,
     max_steps: int,
     tolerance: float,
     record: Callable[[Tensor, Tensor, Tensor], Tensor],
@@ -79,23 +80,26 @@ def descend(
         loss: phi.
         simple: weight and distance of g, none for zero.
         start: `[n, ...]`.
+        active: the rows to move, `[n]`; all by default.
         record: called with (delta, pre-activation, J) of all rows at each step.
     """
 
+    @torch.no_grad()
     def total_at(delta: Tensor, point: Point) -> Tensor:
         g = 0.0 if simple is None else simple.weight * simple.distance.value(delta)
         return loss(point.preactivation) + g + point.rest
 
+    record = torch.no_grad()(record)
     delta, here = start, evaluate(start)
     total = total_at(delta, here)
     alpha = first_alpha = _first_alpha(loss, here)
     noise = torch.finfo(start.dtype).eps
     floor = total.abs() * noise
     past, records = [total], [record(delta, here.preactivation, total)]
-    active = torch.ones_like(total, dtype=torch.bool)
+    active = torch.ones_like(total, dtype=torch.bool) if active is None else active
     converged, steps = ~active, torch.zeros_like(total, dtype=torch.long)
     for step in range(1, max_steps + 1):
-        trial, promised = _step(loss, simple, delta, here, alpha)
+        trial, promised = _step(loss, simple, delta, here, alpha, active)
         trial = torch.where(rowwise(active, delta), trial, delta)
         gain = total - promised
         there = evaluate(trial)
@@ -142,7 +146,7 @@ def _first_alpha(loss: Loss, here: Point) -> Tensor:
 
 
 def _step(
-    loss: Loss, simple: Term | None, delta: Tensor, here: Point, alpha: Tensor
+    loss: Loss, simple: Term | None, delta: Tensor, here: Point, alpha: Tensor, active: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Minimiser of the linearised problem, and the J that it promises (without alpha's term).
 
@@ -177,8 +181,8 @@ def _step(
         left = torch.where(crossed, right, left)
         e_left = torch.where(crossed, e_right, 0.5 * e_left)
         right, e_right = m, e
-        found = (e.abs() <= 1e-13 * m.abs()) | ((right - left).abs() <= 1e-15 * width)
-        if bool((~inside | found).all()):
+        found = (e.abs() <= ROOT * m.abs()) | ((right - left).abs() <= 1e-15 * width)
+        if bool((~active | ~inside | found).all()):
             break
     u = shifted(right)
     q = reading(u)

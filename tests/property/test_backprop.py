@@ -28,7 +28,7 @@ def solve(mode, net, rows, weight=0.05):
     layer, probe, s, _ = net
     objective = Objective(layer, probe, [(weight, L1() if mode != "l2sq" else L2Sq())])
     if mode == "to":
-        return backprop.maximise_to(objective, s[rows], 1.5, at_least=False)
+        return backprop.maximise_to(objective, s[rows], 1.5, at_least=False, tolerance=1e-9)
     if mode == "faithful":
         generator = torch.Generator().manual_seed(0)
         recipe = backprop.FaithfulRecipe(steps=50)
@@ -39,9 +39,13 @@ def solve(mode, net, rows, weight=0.05):
 @pytest.mark.parametrize("mode", ["l1", "l2sq", "to"])
 def test_a_batch_equals_its_rows_one_by_one(net, mode):
     whole = solve(mode, net, slice(None))
-    alone = torch.cat([solve(mode, net, slice(i, i + 1)).delta for i in range(N)])
-    # matrix products of different batch sizes round differently, nothing else differs
-    torch.testing.assert_close(whole.delta, alone, rtol=1e-5, atol=1e-6)
+    alone = [solve(mode, net, slice(i, i + 1)) for i in range(N)]
+    # matrix products of different batch sizes round differently, nothing else differs; where the
+    # optimum is flat, delta may differ by the root of what J differs by
+    torch.testing.assert_close(
+        whole.objective, torch.cat([x.objective for x in alone]), rtol=1e-9, atol=1e-9
+    )
+    torch.testing.assert_close(whole.delta, torch.cat([x.delta for x in alone]), rtol=0, atol=5e-5)
 
 
 def test_faithful_rows_do_not_depend_on_the_rows_after_them(net):

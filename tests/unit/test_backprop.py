@@ -217,6 +217,8 @@ def test_hamming_finds_the_one_useful_coordinate(linear):
 def test_decoding_operator_and_decoded_distance_work_in_the_latent_space():
     generator = torch.Generator().manual_seed(6)
     encoder, decoder = nn.Linear(9, 4).double().eval(), nn.Linear(4, 9).double().eval()
+    for weight in [*encoder.parameters(), *decoder.parameters()]:
+        weight.data.normal_(0, 0.5, generator=generator)
     w = torch.randn(9, generator=generator, dtype=torch.float64)
     s = torch.randn(N, 9, generator=generator, dtype=torch.float64)
     operator = backprop.decoding(encoder, decoder)
@@ -227,7 +229,9 @@ def test_decoding_operator_and_decoded_distance_work_in_the_latent_space():
     found = backprop.maximise(objective, s, 1.0)
     assert found.delta.shape == (N, 4)
     assert found.result.shape == (N, 9)
-    assert (found.probe_after > found.probe_before).all()
+    assert (found.probe_after >= found.probe_before).all()
+    assert (found.probe_after > 0.9).any()
+    assert not found.objective_history.requires_grad
     torch.testing.assert_close(found.result, decoder(z + found.delta))
 
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from lib.backprop.descent import Path, Point, descend
 from lib.backprop.objective import Objective, Term, prepare, weights_hash
 
-OUTER_STEPS = 40  # multiplier updates of `maximise_to`
-VIOLATION = 1e-6  # how far a constraint may be missed, relative to where it started
-GROWTH = 4.0  # of the constraint's weight when an update gains less than this factor
+TIGHTER = (3e-1, 1e-2, 0.0, 0.0, 0.0, 0.0)  # how far `maximise_to` rounds off its constraint
+DEAR, DEARER = 10.0, 10.0  # first price over the estimated one, and the factor of each rise
+SLACK, SLACK_SINGLE = 1e-6, 1e-4  # how far it may be missed, of the gap; float64 and float32
 
 
 @dataclass(frozen=True)
@@ -127,25 +127,29 @@ def maximise_to(
 
     The document's own form of the problem: no lambda to choose. Weights of the terms only matter
     relative to one another; `loss`, `loss_weight` and `activity_penalty` are not used. Solved by
-    an augmented Lagrangian: a multiplier per row, raised until the constraint holds to 1e-6 of
-    what was missing. A sigmoid's constraint is put on its logit, where it is better scaled.
+    an exact penalty: missing the constraint costs a price per unit, and a price above the
+    constraint's multiplier leaves nothing missing. The cost is rounded off over the last part of
+    the gap, first widely, so that the descent can slide along the constraint, in the end over 1e-6
+    of it (1e-4 in float32). The price of a row that then still misses is raised. A sigmoid's
+    constraint is put on its logit, where it is better scaled.
 
     Args:
         at_least: the constraint is `P >= target`, and a sample that meets it keeps delta = 0;
             False: `P = target`, for regression.
-        max_steps: at most so many evaluations of the gradient for each setting of the multiplier.
+        max_steps: at most so many evaluations of the gradient at each price.
         tolerance: as in `maximise`.
 
     Returns:
-        `converged` is False where the constraint could not be met; histories have one row an
-        update of the multipliers.
+        `converged` is False where the constraint could not be met; `objective` and its history
+        are the weighted distance.
 
     Raises:
         ValueError: as in `maximise`; or a sigmoid's target is 0 or 1, which no logit reaches, or a
             ReLU's is 0.
         RuntimeError: the weights changed meanwhile.
 
-    Source: document 5, II-B, the constrained problem; specification 6.1 (b).
+    Source: document 5, II-B, the constrained problem; specification 6.1 (b), whose augmented
+    Lagrangian needs tens of outer rounds where this needs one or two.
     """
     point, wanted, delta = prepare(objective, s, target, None)
     frozen = weights_hash(*objective.modules())
@@ -159,39 +163,47 @@ def maximise_to(
         level = wanted
     simple, others = objective.split()
     evaluate = _evaluator(objective, point, others)
-    rho, first = _first_penalty(objective, evaluate(delta), level, at_least)
-    mu, gap = torch.zeros_like(rho), first
-    resolution = 8 * torch.finfo(s.dtype).eps
+    price, gap = _first_price(objective, evaluate(delta), level, at_least)
+    slack = (SLACK if s.dtype == torch.float64 else SLACK_SINGLE) * gap
+    slack = slack + 16 * torch.finfo(s.dtype).eps * (1.0 + level.abs())
     steps = torch.zeros(len(s), dtype=torch.long, device=s.device)
+    stopped, todo = steps > 0, steps == 0
     history = []
-    for _ in range(OUTER_STEPS):
 
-        def lagrangian(p: Tensor, mu: Tensor = mu, rho: Tensor = rho) -> Tensor:
-            pressed = mu + rho * (level - p)
-            return ((pressed.clamp_min(0.0) if at_least else pressed) ** 2 - mu**2) / (2 * rho)
+    def missing(p: Tensor) -> Tensor:
+        return (level - p).clamp_min(0.0) if at_least else (level - p).abs()
+
+    def record(at: Tensor, p: Tensor, total: Tensor) -> Tensor:
+        seen = [objective.concept(p), objective.distance(at), objective.weighted(at)]
+        return torch.stack(seen)
+
+    for round_off in TIGHTER:
+        width = torch.maximum(slack, round_off * gap)
+
+        def cost(p: Tensor, price: Tensor = price, width: Tensor = width) -> Tensor:
+            part = missing(p) / width  # Huber's function: a parabola up to 1, straight beyond
+            return price * width * torch.where(part < 1, 0.5 * part**2, part - 0.5)
 
         path = descend(
             evaluate,
-            lagrangian,
+            cost,
             simple,
             delta,
+            active=todo,
             max_steps=max_steps,
             tolerance=tolerance,
-            record=lambda at, p, total: p,
+            record=record,
         )
         delta, steps = path.delta, steps + path.steps
-        pressed = mu + rho * (level - path.preactivation)
-        new_mu = pressed.clamp_min(0.0) if at_least else pressed
-        # what is left: the violation, or for a slack constraint the multiplier's own change
-        new_gap = ((new_mu - mu) / rho).abs()
-        met = new_gap <= VIOLATION * first + resolution * (1.0 + level.abs())
-        rho = torch.where((new_gap > gap / GROWTH) & ~met, GROWTH * rho, rho)
-        mu, gap = new_mu, new_gap
-        seen = [objective.concept(path.preactivation), objective.distance(delta)]
-        history.append(torch.stack([*seen, objective.weighted(delta)]).detach())
-        if bool(met.all()):
+        stopped = torch.where(todo, path.converged, stopped)
+        history += path.records
+        met = missing(path.preactivation) <= width
+        price = torch.where(met, price, DEARER * price)
+        if round_off == 0:
+            todo = ~met
+        if not bool(todo.any()):
             break
-    path = replace(path, total=history[-1][2], converged=met, steps=steps)
+    path = replace(path, total=history[-1][2], converged=met & stopped, steps=steps)
     return _result(objective, s, point, path, torch.stack(history, 1), frozen)
 
 
@@ -274,20 +286,20 @@ def _evaluator(
     return evaluate
 
 
-def _first_penalty(
+def _first_price(
     objective: Objective, start: Point, level: Tensor, at_least: bool
 ) -> tuple[Tensor, Tensor]:
-    """A weight for the constraint in units of the distance, and how far off the start is.
+    """A price for missing the constraint by one unit, and by how much the start misses it.
 
     The linear model at the start says which delta would meet the constraint and at what distance
-    D; ten D over the squared gap makes the two terms of the Lagrangian comparable.
+    D; then a unit of pre-activation is worth at most about 2 D / gap (for a squared distance).
     """
     gap = level - start.preactivation
     gap = gap.clamp_min(0.0) if at_least else gap
     g = start.slope.flatten(1)
     reach = (gap / (g**2).sum(1).clamp_min(1e-30))[:, None] * g
-    cost = objective.weighted(reach.reshape(start.slope.shape)).detach()
-    return (10.0 * cost / (gap**2).clamp_min(1e-30)).clamp(1e-8, 1e12), gap.abs()
+    worth = 2.0 * objective.weighted(reach.reshape(start.slope.shape)).detach()
+    return DEAR * (worth / gap.abs().clamp_min(1e-30)).clamp(1e-8, 1e12), gap.abs()
 
 
 def _result(
