@@ -266,13 +266,47 @@ def _short(row: Mapping[str, object] | None) -> str:
     return f"{row['value']:.3g}{spread} {row['verdict']}"
 
 
+def readme(text: str, folder: Path | None = None) -> str:
+    """README text with its two generated passages renewed: the table, and what differs and why.
+
+    A passage stands between `<!-- name -->` and `<!-- end name -->`.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    judged = {profile: results(profile, folder) for profile in ("quick", "full")}
+    notes = explanations()
+    table = ["| claim | document says | its number | band | quick | full | notebook |"]
+    table.append("| --- | --- | --- | --- | --- | --- | --- |")
+    differing = []
+    for name, claim in ledger().items():
+        rows = {profile: found.get(name) for profile, found in judged.items()}
+        cells = [name, claim.says, claim.published, interval(*claim.band)]
+        cells += [_short(row) for row in rows.values()]
+        table.append("| " + " | ".join([*cells, f"`{claim.notebook[:2]}`"]) + " |")
+        for profile, row in rows.items():
+            if row is not None and row["verdict"] == DIFFERS:
+                why = notes.get(name, {}).get(profile, "not yet explained.")
+                differing.append(f"- **{name}** at `{profile}` ({claim.says}): {why}")
+    for marker, lines in (("claims", table), ("differs", differing)):
+        start, end = f"<!-- {marker} -->\n", f"<!-- end {marker} -->"
+        if start not in text or end not in text:
+            raise ValueError(f"README.md lacks the marker {start.strip()} or {end}")
+        before, rest = text.split(start, 1)
+        text = before + start + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1]
+    return text
+
+
 def main() -> int:
-    """Merge each profile's claims into `figures/<profile>/claims.json` and print the ledger."""
+    """Merge each profile's claims, renew the README's passages and print the ledger."""
     try:
         for profile in PROFILES:
             merged = results(profile)
             if merged:
                 _write(figures_root() / profile / "claims.json", merged)
+        page = ROOT / "README.md"
+        if page.is_file() and figures_root() == ROOT / "figures":  # the committed results
+            page.write_text(readme(page.read_text()))
         print(*report(), sep="\n")
     except (ValueError, OSError) as error:
         print(f"claims: {error}", file=sys.stderr)
