@@ -23,8 +23,9 @@ def hilo_patches(n: int, generator: torch.Generator, size: int = 8) -> tuple[Ten
     A positive joins a fine texture (stripes of period 2 to 3 pixels, or noise) and a flat half
     along a line of random direction through the centre. A negative is fine everywhere, flat
     everywhere, or a positive blurred. Contrasts come from one range, the mean is the same for
-    every patch, and negatives are scaled so that both classes have the same mean square: since a
-    positive has an intermediate contrast, no threshold on contrast or brightness tells the label.
+    every patch, and negatives are scaled so that both classes have the same mean square: brightness
+    tells nothing, the best threshold on contrast 79% of the labels (a positive's contrast is
+    intermediate), and a linear probe of the pixels 59% (all flat patches are one point to it).
 
     Args:
         n: number of patches, half of them positive.
