@@ -6,11 +6,12 @@ its 20-unit layer; concept maximisation then says which features that layer take
 
 In reading order: `Bed` and `prepare` (table and networks), `official_probe` and
 `validated_probe` (the concept), `faithful`, `penalised` and `constrained` (the edits), `Edit`
-(what they did to each house).
+(what they did to each house), `path` (for exploring), `over_networks` and `interval`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -263,6 +264,45 @@ def shortest_like(bed: Bed, probe: StackedProbe, rows: Tensor, edit: Edit) -> Ed
     reached = edit.probe_after
     reached = torch.where(reached > 0, reached, torch.full_like(reached, -1e3))  # a ReLU at rest
     return constrained(bed, probe, rows, L1(), target=reached)
+
+
+def path(
+    bed: Bed, probe: StackedProbe, rows: Tensor, weights: Sequence[float], targets: Sequence[float]
+) -> dict[tuple[float, float], Edit]:
+    """Sound L1 maximisation for every (lambda 2, target), from the largest weight down."""
+    return {
+        (weight, target): penalised(bed, probe, rows, weight, L1(scale=bed.sd), target=target)
+        for target in targets
+        for weight in sorted(weights, reverse=True)
+    }
+
+
+def over_networks(x: Tensor) -> tuple[float, float]:
+    """Mean over networks of the mean over rows, and its sd over networks; NaN rows left out.
+
+    Args:
+        x: `[N, n]`, or `[N]`.
+    """
+    each = x.double() if x.ndim == 1 else x.double().nanmean(1)
+    return each.mean().item(), each.std().item()
+
+
+def interval(
+    x: Tensor, *, generator: torch.Generator, n_draws: int = 1000
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of `x`, `[N, n, ...]`, and its 95% bootstrap interval over networks and rows."""
+    n_models, n = x.shape[:2]
+    m = torch.randint(n_models, (n_draws, n_models), generator=generator)
+    k = torch.randint(n, (n_draws, n), generator=generator)
+    # the mean over a resample of both is a weighted mean with weights counts x counts
+    models = torch.nn.functional.one_hot(m, n_models).sum(1).to(x)
+    rows = torch.nn.functional.one_hot(k, n).sum(1).to(x)
+    known = torch.isfinite(x).to(x)
+    total = torch.einsum("bm,bn,mn...->b...", models, rows, x.nan_to_num())
+    count = torch.einsum("bm,bn,mn...->b...", models, rows, known)
+    means = total / count
+    low, high = means.quantile(0.025, dim=0), means.quantile(0.975, dim=0)
+    return x.nan_to_num().sum((0, 1)) / known.sum((0, 1)), low, high
 
 
 def _objective(

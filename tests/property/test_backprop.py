@@ -43,7 +43,7 @@ def test_a_batch_equals_its_rows_one_by_one(net, mode):
     # matrix products of different batch sizes round differently, nothing else differs; where the
     # optimum is flat, delta may differ by the root of what J differs by
     torch.testing.assert_close(
-        whole.objective, torch.cat([x.objective for x in alone]), rtol=1e-9, atol=1e-9
+        whole.objective, torch.cat([x.objective for x in alone]), rtol=1e-5, atol=1e-9
     )
     torch.testing.assert_close(whole.delta, torch.cat([x.delta for x in alone]), rtol=0, atol=5e-5)
 
