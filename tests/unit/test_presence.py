@@ -106,6 +106,17 @@ def test_every_control_is_at_chance(found: presence.Presence):
     assert found.best_control < 0.6
 
 
+def test_what_a_network_had_before_training_is_credited_to_the_control(bed: testbeds.Testbed):
+    """The same testbed with trained and untrained exchanged."""
+    swapped = replace(bed, read=lambda x, trained: read(x, not trained), layers=("layer2",))
+    generator = torch.Generator().manual_seed(0)
+    found = presence.measure(swapped, "product", grid=(1,), n_draws=1, generator=generator)
+    assert (found.random_network > 0.99).all()
+    assert ((found.random_logits["layer2"] > 0) == (found.concept.test_y == 1)).all()
+    assert found.dense.max() < 0.6
+    assert found.best_control > 0.99
+
+
 def test_best_control_is_the_largest_of_them(found: presence.Presence):
     assert replace(found, raw_input=0.9).best_control == 0.9
     high = replace(found, random_network=torch.full_like(found.random_network, 0.8))
