@@ -74,10 +74,14 @@ def lenses(parts: Mapping[int, tuple[str, str]]) -> Figure:
         _box(axis, x, 0.0, words)
     _box(axis, places[2], -1.65, "input")
     for a, b in pairwise(places):
-        axis.annotate("", (b - 0.8, 0), (a + 0.8, 0), arrowprops={"arrowstyle": "-|>", "lw": 1})
-    axis.annotate("", (6.35, -0.4), (6.35, -1.3), arrowprops={"arrowstyle": "-|>", "lw": 1})
-    spots = {1: (6.35, 1.55), 2: (7.9, -1.0), 3: (3.65, -1.2), 4: (1.5, 1.55), 5: (8.6, -1.85)}
-    targets = {1: (6.35, 0.4), 2: (6.9, -0.4), 3: (3.65, -0.4), 4: (0.95, 0.4), 5: (7.1, -1.65)}
+        axis.annotate(
+            "", (b - 0.8, 0), (a + 0.8, 0), arrowprops={"arrowstyle": "-|>", "color": "#555555"}
+        )
+    axis.annotate(
+        "", (6.35, -0.4), (6.35, -1.3), arrowprops={"arrowstyle": "-|>", "color": "#555555"}
+    )
+    spots = {1: (6.35, 1.75), 2: (8.6, -1.0), 3: (3.65, -1.35), 4: (0.95, 1.6), 5: (8.6, -2.1)}
+    targets = {1: (6.35, 0.4), 2: (6.9, -0.25), 3: (3.65, -0.4), 4: (0.95, 0.55), 5: (6.9, -1.75)}
     for i, (number, (lens, question)) in enumerate(parts.items()):
         color = figures.CYCLE[i]
         text = f"{number}  {lens}\n{_wrapped(question, 26)}"

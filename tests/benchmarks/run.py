@@ -1,0 +1,125 @@
+"""`make bench`: every row ours and a peer in turns, in one run, with the same threads.
+
+A row is a job with two ways to do it. Each is run once to warm up and then five times in turns;
+medians are compared. Exit code 1 if a ratio is below its target or the results disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks import rows
+
+ROOT = Path(__file__).resolve().parents[2]
+REPEATS = 5
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A measured row; seconds are medians."""
+
+    name: str
+    ours_seconds: float
+    peer: str
+    peer_seconds: float
+    ratio: float
+    target: float
+    agreement: str
+    agrees: bool
+    peak_mib: float  # of our side, beyond what the imports take
+    repeats: int
+    sizes: str
+
+    @property
+    def passes(self) -> bool:
+        return self.agrees and self.ratio >= self.target
+
+
+def measure(name: str) -> Outcome:
+    """Run one row."""
+    row = rows.ROWS[name]()
+    ours, peer = row.ours(), row.peer()  # warm-up, and what is compared
+    agrees, words = row.agree(ours, peer)
+    times: dict[str, list[float]] = {"ours": [], "peer": []}
+    for _ in range(REPEATS):
+        times["ours"].append(_seconds(row.ours))
+        times["peer"].append(_seconds(row.peer))
+    mine, theirs = (statistics.median(times[side]) for side in ("ours", "peer"))
+    return Outcome(
+        name=name,
+        ours_seconds=mine,
+        peer=row.peer_name,
+        peer_seconds=theirs,
+        ratio=theirs / mine,
+        target=row.target,
+        agreement=words,
+        agrees=agrees,
+        peak_mib=_peak_mib(name),
+        repeats=REPEATS,
+        sizes=row.sizes,
+    )
+
+
+def _seconds(job: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def _peak_mib(name: str) -> float:
+    """Peak resident memory of our side alone, in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.run", "--peak", name]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(out.stdout.split()[-1])
+
+
+def _resident_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(arguments: list[str]) -> int:
+    """All rows, or those named; `--peak NAME` prints one row's memory."""
+    torch.set_num_threads(THREADS)
+    if arguments[:1] == ["--peak"]:
+        row = rows.ROWS[arguments[1]]()
+        before = _resident_mib()
+        row.ours()
+        print(_resident_mib() - before)
+        return 0
+    unknown = [name for name in arguments if name not in rows.ROWS]
+    if unknown:
+        print(f"bench: no row {', '.join(unknown)}; there are {', '.join(rows.ROWS)}")
+        return 1
+    outcomes = []
+    for name in arguments or rows.ROWS:
+        print(f"measuring {name}: warm-up, then {REPEATS} times in turns", flush=True)
+        outcomes.append(measure(name))
+    packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
+    whole = {"threads": THREADS, "versions": packages, "rows": [asdict(x) for x in outcomes]}
+    target = ROOT / "build" / "bench.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(whole, indent=1) + "\n")
+    print(f"{THREADS} threads, median of {REPEATS}, {packages}")
+    for x in outcomes:
+        print(
+            f"{'ok  ' if x.passes else 'FAIL'} {x.name}: ours {x.ours_seconds:.3f} s, {x.peer} "
+            f"{x.peer_seconds:.3f} s, ratio {x.ratio:.1f} (target {x.target:g}), "
+            f"{x.agreement}, peak +{x.peak_mib:.0f} MiB ({x.sizes})"
+        )
+    return 0 if all(x.passes for x in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
