@@ -30,9 +30,7 @@ class Run:
     device: str  # "cpu", "cuda" or "cuda:<k>"
     data_root: Path
     figures_dir: Path  # <FIGURES_DIR>/<profile>/<notebook>
-    size: (
-        SimpleNamespace  # the sizes of this notebook at this profile, overrides applied
-    )
+    size: SimpleNamespace  # the sizes of this notebook at this profile, overrides applied
 
     def __str__(self) -> str:
         return f"{self.notebook}: profile {self.profile}, seed {self.seed}, device {self.device}"
@@ -40,27 +38,18 @@ class Run:
 
 def data_root() -> Path:
     """Folder of the real data: `DATA_ROOT`, else a per-user cache folder."""
-    default = (
-        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        / "reference-companion"
-    )
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "reference-companion"
     return Path(os.environ.get("DATA_ROOT") or default).expanduser().resolve()
 
 
 def cache_dir() -> Path:
     """Folder of trained models and other costly results: `CACHE_DIR`, else `build/cache`."""
-    return (
-        Path(os.environ.get("CACHE_DIR") or ROOT / "build" / "cache")
-        .expanduser()
-        .resolve()
-    )
+    return Path(os.environ.get("CACHE_DIR") or ROOT / "build" / "cache").expanduser().resolve()
 
 
 def figures_root() -> Path:
     """Folder that figures, tables and claims are written below: `FIGURES_DIR`, else `figures`."""
-    return (
-        Path(os.environ.get("FIGURES_DIR") or ROOT / "figures").expanduser().resolve()
-    )
+    return Path(os.environ.get("FIGURES_DIR") or ROOT / "figures").expanduser().resolve()
 
 
 def resolve(
@@ -87,18 +76,14 @@ def resolve(
     if profile not in PROFILES:
         raise ValueError(f"PROFILE is one of {', '.join(PROFILES)}; got {profile!r}")
     if notebook not in SIZES:
-        raise ValueError(
-            f"no sizes for notebook {notebook!r}; known: {', '.join(sorted(SIZES))}"
-        )
+        raise ValueError(f"no sizes for notebook {notebook!r}; known: {', '.join(sorted(SIZES))}")
     if profile not in SIZES[notebook]:
         known = ", ".join(SIZES[notebook])
         raise ValueError(f"{notebook} has no profile {profile!r}; it runs at {known}")
     size = dict(SIZES[notebook][profile])
     for name, value in overrides.items():
         if name not in size:
-            raise ValueError(
-                f"{notebook} has no size {name!r}; it has {', '.join(sorted(size))}"
-            )
+            raise ValueError(f"{notebook} has no size {name!r}; it has {', '.join(sorted(size))}")
         if value not in (-1, ""):
             size[name] = value
     return Run(
@@ -124,14 +109,10 @@ def _device(device: str, profile: str) -> str:
     if device == "auto":
         return "cuda" if profile != "quick" and torch.cuda.is_available() else "cpu"
     kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (
-        index and (kind == "cpu" or not index.isdigit())
-    ):
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
         raise ValueError(f"DEVICE is auto, cpu, cuda or cuda:<k>; got {device!r}")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"DEVICE={device} was asked for, but torch sees no such GPU; use cpu"
-        )
+        raise ValueError(f"DEVICE={device} was asked for, but torch sees no such GPU; use cpu")
     return device
 
 
@@ -140,9 +121,7 @@ def machine() -> str:
     model = "CPU"
     cpuinfo = Path("/proc/cpuinfo")
     if sys.platform == "linux" and cpuinfo.is_file():
-        lines = [
-            x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")
-        ]
+        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
         model = lines[0].partition(":")[2].strip() if lines else model
     return f"{model}, {os.cpu_count()} cores"
 
@@ -195,12 +174,14 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_rows": 100,
             "lambdas": (0.01, 0.05, 0.25),
             "n_path_rows": 20,
-            "study_rhos": (0.0, 0.3, 0.6, 0.9),
-            "study_alpha": 0.5,
-            "study_seeds": 3,
-            "study_n": 800,
-            "study_rows": 32,
-            "study_epochs": 20,
+            "study": {
+                "rhos": (0.0, 0.3, 0.6, 0.9),
+                "alpha": 0.5,
+                "n_seeds": 3,
+                "n": 800,
+                "n_rows": 32,
+                "epochs": 20,
+            },
         },
         "full": {
             "worlds": ("real", "shared", "independent"),
@@ -211,12 +192,14 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_rows": 200,
             "lambdas": (0.01, 0.05, 0.25),
             "n_path_rows": 40,
-            "study_rhos": (0.0, 0.3, 0.6, 0.9),
-            "study_alpha": 0.5,
-            "study_seeds": 10,
-            "study_n": 2000,
-            "study_rows": 64,
-            "study_epochs": 40,
+            "study": {
+                "rhos": (0.0, 0.3, 0.6, 0.9),
+                "alpha": 0.5,
+                "n_seeds": 10,
+                "n": 2000,
+                "n_rows": 64,
+                "epochs": 40,
+            },
         },
     },
 }

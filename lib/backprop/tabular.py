@@ -37,6 +37,7 @@ LAYER = "hidden2"
 FAITHFUL_TARGET, FAITHFUL_WEIGHT = 1.0, 0.25
 N_PROBE_ROWS = 2000  # the authors fit their probe on the first test rows, hold out the others
 PROBE_EPOCHS, PROBE_BATCH, PROBE_LR, ACTIVITY = 17, 32, 1e-3, 0.01
+ADMISSIBLE = 0.05  # margin of specification 2.3
 QUANTILE = 0.95  # of the concept, as a target that the data do reach
 
 
@@ -174,6 +175,12 @@ def validated_probe(bed: Bed, *, seed: int) -> tuple[StackedProbe, list[probes.P
     return StackedProbe(weight, bias), [report for _, report in fits]
 
 
+def margin(report: probes.ProbeReport) -> float:
+    """By how much a probe's interval clears its best rival and the required margin."""
+    rivals = ("mean", "trivial", "random_network", "shuffled")
+    return report.ci[0] - max(report.controls[k] for k in rivals) - ADMISSIBLE
+
+
 def control_score(bed: Bed, *, seed: int) -> Tensor:
     """R2 of ridge probes on a control task, `[N]`: a coin per age of the houses, in years.
 
@@ -202,6 +209,7 @@ class Edit:
     ratio_before: Tensor  # [n], the true concept
     ratio_after: Tensor  # [N, n]
     log_rooms: Tensor  # [N, n], change of log(rooms)
+    log_bedrooms: Tensor  # [N, n], change of log(bedrooms)
     log_occupancy: Tensor  # [N, n], change of -log(occupancy): its part in any "per person"
     distance: Tensor  # [N, n]
     converged: Tensor  # [N, n]
@@ -210,6 +218,11 @@ class Edit:
     def log_rooms_per_person(self) -> Tensor:
         """Change of log(rooms per person), `[N, n]`."""
         return self.log_rooms + self.log_occupancy
+
+    @property
+    def log_bedrooms_per_person(self) -> Tensor:
+        """Change of log(bedrooms per person), `[N, n]`."""
+        return self.log_bedrooms + self.log_occupancy
 
     @property
     def possible(self) -> Tensor:
@@ -334,6 +347,7 @@ def _edit(bed: Bed, rows: Tensor, found: Maximisation) -> Edit:
         ratio_before=bed.ratio[rows],
         ratio_after=housing.bedroom_ratio(split(found.result)),
         log_rooms=change[..., housing.ROOMS],
+        log_bedrooms=change[..., housing.BEDROOMS],
         log_occupancy=-change[..., housing.OCCUPANCY],
         distance=split(found.distance),
         converged=split(found.converged),
