@@ -171,7 +171,7 @@ def _tree(item: type | types.FunctionType) -> ast.Module:
     for part in parts:
         live = getattr(part, "__code__", None)
         stored = file.codes.get(live.co_qualname) if live is not None else None
-        if stored is not None and not _same_code(live, stored):
+        if live is not None and stored is not None and not _same_code(live, stored):
             raise ValueError(
                 f"{Path(path).name} was edited after it was loaded (see {item.__qualname__}); "
                 "restart the kernel, so that the cache names what really runs"
