@@ -44,7 +44,7 @@ def test_no_pixel_gives_a_patch_away_but_the_two_sides_do():
     assert 0.1 < 1 - textured.double().mean() < 0.23  # a third of the negatives
     sd = (1 / 12 * (1 / 1000 + 1 / 667)) ** 0.5  # of the area under a random ranking
     assert abs(probes.roc_auc(score[textured], y[test][textured]).item() - 0.5) < 4 * sd
-    assert probes.roc_auc(concepts.hilo_scores(x[:, None]), y) > 0.95
+    assert probes.roc_auc(concepts.hilo_scores(x[:, None]), y) > 0.9
 
 
 def test_contrast_alone_tells_the_label_only_in_part():
