@@ -57,11 +57,18 @@ class Testbed:
     network: str
     n_models: int
     n_train: int
+    epochs: int
     layers: tuple[str, ...]  # in order of depth
     concepts: dict[str, Concept]
     test_accuracy: Tensor  # [M] of the base networks on their own task
     provenance: Provenance
     read: Callable[[Tensor, bool], dict[str, Tensor]]  # (x, trained) -> layer -> [M, n, d]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}, {self.n_models} x {self.network} "
+            f"({self.n_train:,} images, {self.epochs} epochs)"
+        )
 
 
 def load(run: Run, progress: Progress | None = None) -> Testbed:
@@ -113,6 +120,7 @@ def _digits(run: Run, progress: Progress | None) -> Testbed:
         network="MLP 64-32-32-10",
         n_models=size.n_models,
         n_train=len(data.train.x),
+        epochs=size.epochs,
         layers=tuple(size.layers),
         concepts={"round": _round(data), "hilo-synthetic": _hilo_synthetic(run.seed)},
         test_accuracy=accuracy,
@@ -171,6 +179,7 @@ def _cifar10(run: Run, progress: Progress | None) -> Testbed:
         network={"resnet20": "ResNet-20", "resnet18": "ResNet-18"}.get(size.network, size.network),
         n_models=size.n_models,
         n_train=len(images.train.x),
+        epochs=size.epochs,
         layers=tuple(size.layers),
         concepts=_cifar_concepts(test.x, test.y, run.seed),
         test_accuracy=torch.tensor(accuracy),

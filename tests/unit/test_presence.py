@@ -61,6 +61,7 @@ def bed() -> testbeds.Testbed:
         network="none",
         n_models=M,
         n_train=0,
+        epochs=1,
         layers=LAYERS,
         concepts={"product": concept},
         test_accuracy=torch.ones(M),
