@@ -44,9 +44,7 @@ def activations(
         TypeError: a layer's output is not one tensor.
     """
     if len(x) == 0 or not layers:
-        raise ValueError(
-            f"want at least one row and one layer, got {len(x)} and {len(layers)}"
-        )
+        raise ValueError(f"want at least one row and one layer, got {len(x)} and {len(layers)}")
     first = next(model.parameters(), None)
     device = x.device if first is None else first.device
     starts = range(0, len(x), chunk)
@@ -62,9 +60,7 @@ def activations(
                 h = h.mean(dim=(2, 3)) if pool and h.ndim == 4 else h
                 if name not in out:
                     shape = (len(x), *h.shape[1:])
-                    out[name] = torch.empty(
-                        shape, dtype=dtype or h.dtype, device=x.device
-                    )
+                    out[name] = torch.empty(shape, dtype=dtype or h.dtype, device=x.device)
                 out[name][start : start + len(h)] = h
             seen.clear()
     return out

@@ -232,7 +232,7 @@ def _read_modules(
         def build(model: nn.Module = model) -> dict[str, Tensor]:
             return features.activations(model, x, layers, prepare=cifar10.standardise)
 
-        code = [features.activations, cifar10.standardise]
+        code = (features.activations, cifar10.standardise)
         found.append(cache.fetch("activations", config, build, code=code))
     return {layer: torch.stack([seen[layer] for seen in found]) for layer in layers}
 

@@ -152,7 +152,10 @@ def optimise(
         )
     else:
         optimizer = torch.optim.Adam(
-            parameters, recipe.lr, weight_decay=recipe.weight_decay, **fused
+            parameters,
+            recipe.lr,
+            weight_decay=recipe.weight_decay,
+            **fused,  # type: ignore[arg-type]
         )
     total = recipe.epochs * math.ceil(n / recipe.batch_size)
     step = 0
@@ -164,7 +167,7 @@ def optimise(
             optimizer.param_groups[0]["lr"] = recipe.lr * factor
             optimizer.zero_grad()
             loss = loss_of(rows)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             step += 1
         if not torch.isfinite(loss):

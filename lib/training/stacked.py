@@ -64,7 +64,7 @@ def train_stacked(
         raise ValueError(f"subsets index {len(x)} rows, got {int(rows.min())}..{int(rows.max())}")
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     members = [models.build(name, g, x.device, **spec) for g in generators]
-    parameters, buffers = stack_module_state(members)  # type: ignore[arg-type]
+    parameters, buffers = stack_module_state(members)
     skeleton = members[0].to("meta").train()
 
     labels = labels.to(x.device)
@@ -95,7 +95,7 @@ def initial_stack(
     """The stacked state before any training: the random-weight control of the same seeds."""
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     members = [models.build(name, g, device, **spec) for g in generators]
-    parameters, buffers = stack_module_state(members)  # type: ignore[arg-type]
+    parameters, buffers = stack_module_state(members)
     return {k: v.detach() for k, v in {**parameters, **buffers}.items()}
 
 
@@ -109,7 +109,9 @@ def _outputs(
     if isinstance(skeleton, models.MLP):  # vmap of it costs half as much again (measured)
         h = inputs
         for name, layer in skeleton.named_children():
-            prefix, activation = (name, None) if name == "out" else (f"{name}.0", layer[1])
+            prefix, activation = name, None
+            if isinstance(layer, nn.Sequential):  # linear, activation
+                prefix, activation = f"{name}.0", layer[1]
             weight, bias = parameters[f"{prefix}.weight"], parameters[f"{prefix}.bias"]
             h = torch.baddbmm(bias[:, None], h, weight.mT)
             h = activation(h) if activation else h
@@ -142,7 +144,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return gradient * scale, None
 
