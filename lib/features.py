@@ -81,7 +81,7 @@ def recorded(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
             if not isinstance(output, Tensor):
                 kind = type(output).__name__
                 raise TypeError(f"layer {name!r} returns a {kind}, want one tensor")
-            seen[name] = output
+            seen[name] = output.clone()  # a later ReLU(inplace=True) would overwrite it
 
         return hook
 

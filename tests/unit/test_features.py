@@ -159,3 +159,14 @@ def test_a_forward_pass_that_fails_leaves_no_hooks(cnn: nn.Module):
 def test_a_model_without_weights_is_read_where_the_inputs_are(x: Tensor):
     got = features.activations(nn.Sequential(nn.Flatten(), nn.Tanh()), x, ["1"])
     assert_close(got["1"], x.flatten(1).tanh())
+
+
+def test_an_inplace_activation_does_not_overwrite_what_was_read() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 8)
+    model = torch.nn.Sequential(layer, torch.nn.ReLU(inplace=True), torch.nn.Linear(8, 1))
+    x = torch.randn(6, 4)
+    with torch.no_grad():
+        wanted = layer(x)
+    assert (wanted < 0).any()
+    torch.testing.assert_close(features.activations(model, x, ["0"])["0"], wanted)
