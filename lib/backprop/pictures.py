@@ -35,10 +35,12 @@ def ratio_histograms(beds: Mapping[str, Bed]) -> Figure:
         edges = torch.linspace(0, 3, 61).tolist()
         axis.hist(bed.ratio.cpu().numpy(), bins=edges, color=ROLE["seventh"])
         median = bed.ratio.median().item()
-        axis.axvline(median, color="black", label=f"median {median:.2f}")
-        axis.axvline(bed.target, color="black", linestyle=":", label=f"95% at {bed.target:.2f}")
+        axis.axvline(median, color="black")
+        axis.axvline(bed.target, color="black", linestyle=":")
+        top = axis.get_xaxis_transform()
+        axis.text(median - 0.05, 0.97, f"median {median:.2f}", va="top", ha="right", transform=top)
+        axis.text(bed.target + 0.05, 0.5, f"95% below {bed.target:.2f}", transform=top)
         axis.set(title=f"{bed.name}, n = {len(bed.ratio):,}", xlabel="r, bedrooms over occupancy")
-        axis.legend()
     axes[0].set_ylabel("test rows")
     return fig
 
@@ -65,14 +67,22 @@ def probe_rows(
 
 
 def house_rows(edits: Mapping[str, Edit], index: int) -> list[dict[str, object]]:
-    """One house before and after each kind of edit, physical units, mean and sd over networks."""
+    """One house before and after each kind of edit, physical units.
+
+    Median over networks and, in brackets, the middle half of them: a mean says nothing about a
+    quotient whose denominator may come near zero.
+    """
+    shares = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     first = next(iter(edits.values()))
     before = first.before[index]
     rows: list[dict[str, object]] = []
 
     def add(words: str, original: float, after: Sequence[Tensor]) -> None:
-        values = {kind: tabular.over_networks(x) for kind, x in zip(edits, after, strict=True)}
-        rows.append({"quantity": words, "original": original} | values)
+        row: dict[str, object] = {"quantity": words, "original": original}
+        for kind, x in zip(edits, after, strict=True):
+            low, middle, high = x.double().cpu().quantile(shares).tolist()
+            row[kind] = f"{middle:.3g} ({low:.3g} to {high:.3g})"
+        rows.append(row)
 
     for k, name in enumerate(housing.FEATURES):
         words = f"{name} ({housing.UNITS[k]})"
@@ -136,22 +146,25 @@ def truth_and_rooms(
 
 
 def _cloud(axis: Axes, x: Tensor, y: Tensor, words: str, k: int) -> None:
-    """A point a house: median over networks, with the middle half of them."""
+    """A point a house: median over networks; a cross: median house, middle half of networks."""
     shares = torch.tensor([0.25, 0.5, 0.75], dtype=x.dtype)
     (x0, x1, x2), (y0, y1, y2) = (v.cpu().nanquantile(shares, dim=0) for v in (x, y))
+    look = {"color": CYCLE[k], "marker": MARKERS[k]}
+    axis.scatter(x1, y1, s=7, alpha=0.45, linewidths=0, **look)
+    middle = [v.nanmedian().item() for v in (x0, x1, x2, y0, y1, y2)]
     axis.errorbar(
-        x1,
-        y1,
-        xerr=torch.stack([x1 - x0, x2 - x1]),
-        yerr=torch.stack([y1 - y0, y2 - y1]),
-        fmt=MARKERS[k],
-        markersize=2.5,
-        color=CYCLE[k],
-        ecolor=CYCLE[k],
-        elinewidth=0.3,
-        alpha=0.6,
+        middle[1],
+        middle[4],
+        xerr=[[middle[1] - middle[0]], [middle[2] - middle[1]]],
+        yerr=[[middle[4] - middle[3]], [middle[5] - middle[4]]],
+        markersize=6,
+        markeredgecolor="black",
+        ecolor="black",
+        capsize=2,
         linestyle="none",
+        zorder=5,
         label=words,
+        **look,
     )
 
 
@@ -162,8 +175,8 @@ def rise_parts(worlds: Mapping[str, Mapping[str, Edit]], seed: int) -> Figure:
     for axis, (name, edits) in zip(axes, worlds.items(), strict=True):
         for k, edit in enumerate(edits.values()):
             rooms, people = edit.log_rooms.nanmean().item(), edit.log_occupancy.nanmean().item()
-            said = ("change of log rooms", "minus change of log occupancy")
-            said = said if k == 0 else (None, None)
+            words = "change of log rooms", "minus change of log occupancy"
+            said = [name if k == 0 else None for name in words]  # once in the legend
             axis.bar(k, people, 0.7, color=ROLE["seventh"], label=said[1])
             # parts of the same sign stand on one another, others on the axis
             base = people if rooms * people > 0 else 0.0

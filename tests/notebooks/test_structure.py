@@ -181,11 +181,11 @@ OFFENDERS = {
     "relative import": ("lib.data.digits", "from ..attribution import trak"),
     "upwards": ("lib.probes", "from lib.backprop import maximise"),
     "upwards in a package": ("lib.attribution.trak", "from lib.npeff import fisher"),
-    "private name": ("lib.backprop.maximise", "from lib.probes import _solve"),
-    "private module": ("lib.backprop.maximise", "from lib.probes._inner import solve"),
+    "private name": ("lib.backprop.maximisation", "from lib.probes import _solve"),
+    "private module": ("lib.backprop.maximisation", "from lib.probes._inner import solve"),
 }
 KEPT = {
-    "downwards": ("lib.backprop.maximise", "from lib.probes import fit_ridge"),
+    "downwards": ("lib.backprop.maximisation", "from lib.probes import fit_ridge"),
     "itself": ("lib.npeff.fisher", "from lib.npeff._inner import x\nfrom . import factorise"),
     "shared": ("lib.probes", "from lib import cache, config\nimport torch"),
 }
