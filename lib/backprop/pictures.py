@@ -149,8 +149,7 @@ def _cloud(axis: Axes, x: Tensor, y: Tensor, words: str, k: int) -> None:
     """A point a house: median over networks; a cross: median house, middle half of networks."""
     shares = torch.tensor([0.25, 0.5, 0.75], dtype=x.dtype)
     (x0, x1, x2), (y0, y1, y2) = (v.cpu().nanquantile(shares, dim=0) for v in (x, y))
-    look = {"color": CYCLE[k], "marker": MARKERS[k]}
-    axis.scatter(x1, y1, s=7, alpha=0.45, linewidths=0, **look)
+    axis.scatter(x1, y1, s=7, alpha=0.45, linewidths=0, color=CYCLE[k], marker=MARKERS[k])
     middle = [v.nanmedian().item() for v in (x0, x1, x2, y0, y1, y2)]
     axis.errorbar(
         middle[1],
@@ -164,7 +163,8 @@ def _cloud(axis: Axes, x: Tensor, y: Tensor, words: str, k: int) -> None:
         linestyle="none",
         zorder=5,
         label=words,
-        **look,
+        color=CYCLE[k],
+        marker=MARKERS[k],
     )
 
 
