@@ -37,10 +37,9 @@ def ratio_histograms(beds: Mapping[str, Bed]) -> Figure:
         median = bed.ratio.median().item()
         axis.axvline(median, color="black")
         axis.axvline(bed.target, color="black", linestyle=":")
-        top = axis.get_xaxis_transform()
-        axis.text(median - 0.05, 0.97, f"median {median:.2f}", va="top", ha="right", transform=top)
-        axis.text(bed.target + 0.05, 0.5, f"95% below {bed.target:.2f}", transform=top)
-        axis.set(title=f"{bed.name}, n = {len(bed.ratio):,}", xlabel="r, bedrooms over occupancy")
+        where = f"line: median {median:.2f}, dots: 95% below {bed.target:.2f}"
+        axis.set_title(f"{bed.name}, n = {len(bed.ratio):,}")
+        axis.set_xlabel(f"r, bedrooms over occupancy\n{where}")
     axes[0].set_ylabel("test rows")
     return fig
 
