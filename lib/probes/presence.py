@@ -5,20 +5,20 @@ for each layer of each network a dense probe, and sparse probes of k units, fitt
 concept images and judged on another. Beside them, with the same budget: the same network with
 random weights, the raw input, shuffled labels, and a control task.
 
-Public names: `Presence`, `measure`, `rule_comparison`, `stability`, `agreement`, `location`,
-`units_needed`, `paired_interval`.
+Public names: `Presence`, `measure`, `dense_rows`, `location_rows`, `rule_comparison`,
+`stability`, `agreement`, `agreements`, `location`, `units_needed`, `paired_interval`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lib.probes.controls import control_task, shuffled_labels
-from lib.probes.evaluate import accuracy, score_agreement
+from lib.probes.evaluate import accuracy, bootstrap_interval, ece, roc_auc, score_agreement
 from lib.probes.linear import fit_logistic
 from lib.probes.sparse import fit_sparse, rank_channels, selection_stability
 from lib.probes.testbeds import Concept, Testbed
@@ -118,6 +118,56 @@ def _control(concept: Concept, z: Tensor, z_test: Tensor, n_draws: int) -> Tenso
     return torch.stack(found).mean(0)
 
 
+def dense_rows(
+    results: Mapping[str, Presence], *, generator: torch.Generator
+) -> list[dict[str, object]]:
+    """A table of the dense probes: mean and sd over networks, interval over images, controls."""
+    rows: list[dict[str, object]] = []
+    for name, r in results.items():
+        y = r.concept.test_y
+        for i, layer in enumerate(r.layers):
+            logits = r.logits[layer][-1]
+            low, high = bootstrap_interval(
+                ((logits > 0) == (y == 1)).double().mean(0), generator=generator
+            )
+            rows.append(
+                {
+                    "concept": name,
+                    "layer": layer,
+                    "accuracy ± sd": (r.dense[i].mean().item(), r.dense[i].std().item()),
+                    "95% over images": f"{low:.3f} to {high:.3f}",
+                    "AUC": roc_auc(logits, y).mean().item(),
+                    "ECE": ece(logits, y).mean().item(),
+                    "random weights": r.random_network[i].mean().item(),
+                    "control task": r.control_task[i].mean().item(),
+                    "raw input": r.raw_input,
+                }
+            )
+    return rows
+
+
+def location_rows(
+    results: Mapping[str, Presence], *, generator: torch.Generator
+) -> list[dict[str, object]]:
+    """A table of where a concept is best read, and how many units 95% of the accuracy takes."""
+    rows: list[dict[str, object]] = []
+    for name, r in results.items():
+        share = location(r.dense, generator=generator)
+        for i, layer in enumerate(r.layers):
+            needed = units_needed(r.sparse[layer], r.sizes[layer]).double()
+            rows.append(
+                {
+                    "concept": name,
+                    "layer": layer,
+                    "best layer in": f"{share[i]:.0%} of draws",
+                    "units for 95% (median)": needed.median().item(),
+                    "over networks": f"{needed.min():.0f} to {needed.max():.0f}",
+                    "of": r.sizes[layer][-1],
+                }
+            )
+    return rows
+
+
 def rule_comparison(bed: Testbed, result: Presence, layer: str) -> dict[str, Tensor]:
     """Accuracy `[K, M]` of sparse probes whose units were chosen by each rule."""
     concept = result.concept
@@ -166,6 +216,15 @@ def agreement(logits: Tensor, y: Tensor) -> Tensor:
         centred[:, rows] -= centred[:, rows].mean(1, keepdim=True)
     upper = torch.triu_indices(len(logits), len(logits), offset=1)
     return score_agreement(centred)[upper[0], upper[1]]
+
+
+def agreements(results: Mapping[str, Presence], *, trained: bool) -> dict[str, Tensor]:
+    """Concept -> `agreement` of the dense probes at every layer, `[L, pairs]`."""
+    found = {}
+    for name, r in results.items():
+        logits = (r.logits[x][-1] if trained else r.random_logits[x] for x in r.layers)
+        found[name] = torch.stack([agreement(x, r.concept.test_y) for x in logits])
+    return found
 
 
 def location(dense: Tensor, *, generator: torch.Generator, n_draws: int = 1000) -> Tensor:
