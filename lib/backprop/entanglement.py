@@ -61,6 +61,7 @@ class Study:
     observed: Tensor  # [M], E with the probe of the correlated rows
     intervened: Tensor  # [M], E with the probe of the independent rows
     low: Tensor  # [M], lower end of the 95% bootstrap interval of `intervened` over rows
+    systematic: Tensor  # [M], |mean delta_B| / |mean delta_A| of the same: signs may cancel
 
     @property
     def truth(self) -> Tensor:
@@ -133,6 +134,7 @@ def study(
         observed=torch.cat([p.observed for p in parts]),
         intervened=torch.cat([p.intervened for p in parts]),
         low=torch.cat([p.low for p in parts]),
+        systematic=torch.cat([p.systematic for p in parts]),
     )
 
 
@@ -167,9 +169,10 @@ def _measure(
         world=world,
         kind=[kind] * len(world),
         rho=rho,
-        observed=_leak(leaks[0]),
-        intervened=_leak(leaks[1]),
-        low=_lower_end(leaks[1], generator),
+        observed=_leak(leaks[0].abs()),
+        intervened=_leak(leaks[1].abs()),
+        low=_lower_end(leaks[1].abs(), generator),
+        systematic=_leak(leaks[1]),
     )
 
 
@@ -214,17 +217,17 @@ def _networks(
 
 
 def _leaks(layer: _Stack, probe: StackedProbe, rows: Tensor) -> Tensor:
-    """|delta_A| and |delta_B| of every explained row, `[2, M, n_rows]`."""
+    """delta_A and delta_B of every explained row, `[2, M, n_rows]`."""
     s = rows.flatten(0, 1)
     with torch.no_grad():
         target = probe(layer(s)) + 1.0
     found = maximise_to(Objective(layer, probe, [(1.0, L2Sq())]), s, target, max_steps=50)
-    delta = found.delta.unflatten(0, rows.shape[:2]).abs()
+    delta = found.delta.unflatten(0, rows.shape[:2])
     return torch.stack([delta[..., A], delta[..., B]])
 
 
 def _leak(leaks: Tensor) -> Tensor:
-    total = leaks.double().sum(-1)
+    total = leaks.double().sum(-1).abs()
     return total[1] / total[0]
 
 

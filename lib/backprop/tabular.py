@@ -253,30 +253,24 @@ def penalised(
     return _edit(bed, rows, maximise(objective, _repeated(bed, rows), wanted))
 
 
-def constrained(
-    bed: Bed,
-    probe: StackedProbe,
-    rows: Tensor,
-    distance: Distance,
-    *,
-    target: float | Tensor | None = None,
-) -> Edit:
-    """The document's own problem: the smallest distance at which the probe reads the target.
-
-    Args:
-        target: one value, or `[N, n]`; `bed.target` unless given.
-    """
+def constrained(bed: Bed, probe: StackedProbe, rows: Tensor, distance: Distance) -> Edit:
+    """The document's own problem: the smallest distance at which the probe reads `bed.target`."""
     objective = _objective(bed, probe, [(1.0, distance)])
-    wanted = bed.target if target is None else target
-    wanted = wanted.flatten() if isinstance(wanted, Tensor) else wanted
-    return _edit(bed, rows, maximise_to(objective, _repeated(bed, rows), wanted))
+    return _edit(bed, rows, maximise_to(objective, _repeated(bed, rows), bed.target))
 
 
 def shortest_like(bed: Bed, probe: StackedProbe, rows: Tensor, edit: Edit) -> Edit:
-    """The smallest L1 change at which the probe reads at least what `edit` reached."""
-    reached = edit.probe_after
-    reached = torch.where(reached > 0, reached, torch.full_like(reached, -1e3))  # a ReLU at rest
-    return constrained(bed, probe, rows, L1(), target=reached)
+    """The smallest L1 change at which the ReLU probe reads what `edit` reached.
+
+    A reading of 0 is met by every pre-activation up to 0.
+    """
+    objective = _objective(bed, probe, [(1.0, L1())])
+    s = _repeated(bed, rows)
+    with torch.no_grad():
+        start = objective.preactivation(s, torch.zeros_like(s))
+    reached = edit.probe_after.flatten()
+    wanted = torch.where(reached > 0, reached, start.clamp_max(0.0))
+    return _edit(bed, rows, maximise_to(objective, s, wanted, at_least=False))
 
 
 def path(
