@@ -79,7 +79,8 @@ def resolve(
         raise ValueError(f"no sizes for notebook {notebook!r}; known: {', '.join(sorted(SIZES))}")
     if profile not in SIZES[notebook]:
         known = ", ".join(SIZES[notebook])
-        raise ValueError(f"{notebook} has no profile {profile!r}; it runs at {known}")
+        why = f": {NO_PAPER[notebook]}" if profile == "paper" and notebook in NO_PAPER else ""
+        raise ValueError(f"{notebook} has no profile {profile!r}{why}; it runs at {known}")
     size = dict(SIZES[notebook][profile])
     for name, value in overrides.items():
         if name not in size:
@@ -125,6 +126,15 @@ def machine() -> str:
         model = lines[0].partition(":")[2].strip() if lines else model
     return f"{model}, {os.cpu_count()} cores"
 
+
+# why a notebook cannot run at the document's own size
+NO_PAPER: dict[str, str] = {
+    "11_concept_presence": (
+        "the document's networks, its 10% of ImageNet (ILSVRC 2012, by agreement with its owners) "
+        "and its concept images are not published as files that could be loaded"
+    ),
+    "51_tabular": "`full` already is the document's table at the document's size",
+}
 
 SIZES: dict[str, dict[str, dict[str, object]]] = {
     "00_start_here": {"quick": {}, "full": {}, "paper": {}},
