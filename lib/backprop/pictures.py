@@ -37,7 +37,7 @@ def ratio_histograms(beds: Mapping[str, Bed]) -> Figure:
         median = bed.ratio.median().item()
         axis.axvline(median, color="black")
         axis.axvline(bed.target, color="black", linestyle=":")
-        where = f"line: median {median:.2f}, dots: 95% below {bed.target:.2f}"
+        where = f"line: median {median:.2f}\ndots: 95% below {bed.target:.2f}"
         axis.set_title(f"{bed.name}, n = {len(bed.ratio):,}")
         axis.set_xlabel(f"r, bedrooms over occupancy\n{where}")
     axes[0].set_ylabel("test rows")
