@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,11 @@ os.environ |= {"PROFILE": "quick", "DEVICE": "cpu", "FIGURES_DIR": str(FIGURES)}
 os.environ |= {"IPYTHONDIR": str(ROOT / "build" / "ipython")}
 for of_a_run in ("CACHE_USE_LOG", "P", "ONLY", "SEED"):
     os.environ.pop(of_a_run, None)
+
+# A shell that runs us in the background has us ignore SIGINT, and all we start with us: the tests
+# that interrupt a process would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

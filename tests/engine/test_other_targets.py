@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from lib.engine.facts import blob_id
-from tests.engine.toy import ROOT
+from tests.engine.toy import FROM_MAKE, ROOT
 
 TARGETS = ["figures", "test", "lab", "claims", "gallery", "bench", "refresh", "lint", "data"]
 TARGETS += ["clean", "clean-cache"]
@@ -66,9 +67,15 @@ def test_clean_keeps_the_cache_and_clean_cache_asks(toy):
     assert not (toy.root / "build/quick").exists()
     assert entry.exists()
     assert log.exists()
+    clean = {k: v for k, v in os.environ.items() if k not in FROM_MAKE}  # not our own cache
     for answer, is_kept in (("n", True), ("y", False)):
         done = subprocess.run(
-            ["make", "clean-cache"], cwd=toy.root, input=f"{answer}\n", text=True, check=False
+            ["make", "clean-cache"],
+            cwd=toy.root,
+            env=clean,
+            input=f"{answer}\n",
+            text=True,
+            check=False,
         )
         assert done.returncode == 0
         assert entry.exists() == log.exists() == is_kept
