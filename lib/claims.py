@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import PROFILES, ROOT, Run, figures_root
+from lib.files import write_result
 
 LEDGER = ROOT / "lib" / "ledger"
 HOLDS, DIFFERS, NOT_RUN = "holds", "DIFFERS", "not run"
@@ -184,7 +184,7 @@ def save(verdicts: Sequence[Verdict], run: Run) -> None:
         "seed": run.seed,
         "claims": rows,
     }
-    _write(run.figures_dir / "claims.json", whole)
+    write_result(run.figures_dir / "claims.json", _json(whole))
 
 
 def _finite(value: object) -> object:
@@ -192,20 +192,8 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write(path: Path, whole: object) -> None:
-    text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
-    try:
-        if path.is_file() and path.read_bytes() == text.encode():
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path.name} in {path.parent}: {error.strerror}; make the folder "
-            "writable or set FIGURES_DIR to another"
-        ) from error
+def _json(whole: object) -> str:
+    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
 def results(profile: str, folder: Path | None = None) -> dict[str, dict[str, object]]:
@@ -303,7 +291,7 @@ def main() -> int:
         for profile in PROFILES:
             merged = results(profile)
             if merged:
-                _write(figures_root() / profile / "claims.json", merged)
+                write_result(figures_root() / profile / "claims.json", _json(merged))
         page = ROOT / "README.md"
         if page.is_file() and figures_root() == ROOT / "figures":  # the committed results
             page.write_text(readme(page.read_text()))

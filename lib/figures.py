@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib.config import Run
+from lib.files import write_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -209,9 +208,9 @@ def save(fig: Figure, run: Run, name: str, alt: str) -> Picture:
     plt.close(fig)
     stored = io.BytesIO()  # a palette of 128 colours: a third of the bytes in the notebook
     Image.open(small).convert("RGB").quantize(128).save(stored, format="png", optimize=True)
-    _write(run.figures_dir / f"{name}.png", screen.getvalue())
-    _write(run.figures_dir / f"{name}.svg", page.getvalue())
-    _write(run.figures_dir / f"{name}.txt", (alt + "\n").encode())
+    write_result(run.figures_dir / f"{name}.png", screen.getvalue())
+    write_result(run.figures_dir / f"{name}.svg", page.getvalue())
+    write_result(run.figures_dir / f"{name}.txt", (alt + "\n").encode())
     return Picture(name, alt, stored.getvalue())
 
 
@@ -231,8 +230,8 @@ def table(rows: Sequence[Mapping[str, object]], run: Run, name: str, caption: st
     body = [[_cell(row[column]) for column in head] for row in rows]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *body])
-    _write(run.figures_dir / f"{name}.csv", text.getvalue().encode())
-    _write(run.figures_dir / f"{name}.txt", (caption + "\n").encode())
+    write_result(run.figures_dir / f"{name}.csv", text.getvalue().encode())
+    write_result(run.figures_dir / f"{name}.txt", (caption + "\n").encode())
     shown = [[_escaped(cell) for cell in row] for row in (head, *body)]
     lines = ["| " + " | ".join(row) + " |" for row in (shown[0], ["---"] * len(head), *shown[1:])]
     return Table(name, caption, "\n".join(lines))
@@ -249,19 +248,3 @@ def _cell(value: object) -> str:
 def _escaped(cell: str) -> str:
     """A cell of a markdown table: a bar or a new line in it would end it."""
     return cell.replace("|", "\\|").replace("\n", " ")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a whole file or none; leave an identical one alone, so that its date stays."""
-    try:
-        if path.is_file() and path.read_bytes() == data:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path.name} in {path.parent}: {error.strerror}; make the folder "
-            "writable or set FIGURES_DIR to another"
-        ) from error

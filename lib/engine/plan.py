@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lib import files
 from lib.config import ROOT
 from lib.engine import notebooks
 from lib.engine.notebooks import Problem, Request
@@ -100,20 +101,6 @@ def is_output_missing(notebook: str, request: Request) -> bool:
     return not all((folder / name).is_file() for name in listed.read_text().splitlines())
 
 
-def write_if_changed(path: Path, text: str) -> None:
-    """Replace a file, whole, only when its text differs, so that its time means something."""
-    if not path.is_file() or path.read_text() != text:
-        write(path, text)
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 def makefile(request: Request) -> str:
     """The text that Make includes."""
     run = request.run_folder.relative_to(ROOT).as_posix()
@@ -130,9 +117,9 @@ def main() -> int:
     try:
         request = notebooks.request(os.environ)
         for name in request.notebooks:
-            write_if_changed(request.run_folder / name / STAMP, request.stamp())
+            files.write_if_changed(request.run_folder / name / STAMP, request.stamp())
         path = request.run_folder / f"plan-{request.label}.mk"
-        write(path, makefile(request))
+        files.write_whole(path, makefile(request))
     except Problem as error:
         print(f"figures: {error}", file=sys.stderr)
         return 1

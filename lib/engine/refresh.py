@@ -13,9 +13,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from lib import claims
+from lib import claims, files
 from lib.config import ROOT
-from lib.engine import notebooks, plan
+from lib.engine import notebooks
 from lib.engine.notebooks import Problem
 from lib.engine.run import failure, log_everything
 
@@ -56,7 +56,7 @@ def renew(name: str) -> None:
         coalesce_streams=True,
     )
     client.execute()
-    plan.write_if_changed(path, nbformat.writes(stripped(notebook)) + "\n")
+    files.write_if_changed(path, nbformat.writes(stripped(notebook)) + "\n")
 
 
 def main() -> int:
@@ -84,7 +84,7 @@ def main() -> int:
                 status = 1
         rows = claims.results("quick")
         kept = {k: {"verdict": v["verdict"], "value": v["value"]} for k, v in sorted(rows.items())}
-        plan.write_if_changed(REFERENCE, json.dumps(kept, indent=1) + "\n")
+        files.write_if_changed(REFERENCE, json.dumps(kept, indent=1) + "\n")
         tell(f"reference: {len(kept)} claims in {REFERENCE.relative_to(ROOT)}")
     except (Problem, ValueError, OSError) as error:
         tell(f"refresh: {error}")

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from lib import files
 from lib.config import ROOT
 from lib.engine import facts, notebooks, plan
 from lib.engine.notebooks import Problem, Request
@@ -87,7 +88,7 @@ def exclusive(job: Job, tell: Tell) -> Iterator[bool]:
         lock.acquire()
     try:
         before = _read_owner(job)
-        plan.write(job.owner, json.dumps({"pid": os.getpid()}))
+        files.write_whole(job.owner, json.dumps({"pid": os.getpid()}))
         _end_orphan(before)
         yield waited
         job.owner.unlink(missing_ok=True)
@@ -119,7 +120,7 @@ def _note_kernel(job: Job) -> None:
 
     for child in psutil.Process().children():
         note = {"pid": os.getpid(), "kernel": child.pid, "kernel_started": child.create_time()}
-        plan.write(job.owner, json.dumps(note))
+        files.write_whole(job.owner, json.dumps(note))
 
 
 def execute(job: Job, progress: Progress) -> None:
@@ -197,10 +198,10 @@ def perform(job: Job, reason: str, tell: Tell, is_live: bool) -> int:
             execute(job, progress)
         seconds = time.perf_counter() - clock
         record = facts.collect(job, seconds, seconds + cache.saved_seconds())
-        plan.write(job.request.record(job.name), json.dumps(record, indent=1) + "\n")
+        files.write_whole(job.request.record(job.name), json.dumps(record, indent=1) + "\n")
         folder = job.request.figures_dir / job.request.profile / job.name
         names = sorted(p.name for p in folder.glob("*") if p.is_file() and p.name != "run.json")
-        plan.write(job.own / plan.OUTPUTS, "".join(f"{name}\n" for name in names))
+        files.write_whole(job.own / plan.OUTPUTS, "".join(f"{name}\n" for name in names))
         os.utime(job.running, (started, started))  # an edit made meanwhile is newer than this
         os.replace(job.running, job.target)
     except Interrupted:
@@ -261,7 +262,7 @@ def main(arguments: Sequence[str]) -> int:
                 tell(f"fresh {name}: the other process has run it")
                 return 0
             reason = job.reason(changed)
-            plan.write_if_changed(job.stamp, job.request.stamp())
+            files.write_if_changed(job.stamp, job.request.stamp())
             is_live = os.isatty(1) and "--jobserver" not in os.environ.get("MAKEFLAGS", "")
             terminal = log_everything(job.log)
             return perform(job, reason, tell, is_live)

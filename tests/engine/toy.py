@@ -14,7 +14,14 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("Makefile", "requirements.txt", "lib/__init__.py", "lib/config.py", "lib/claims.py")
+COPIED = (
+    "Makefile",
+    "requirements.txt",
+    "lib/__init__.py",
+    "lib/config.py",
+    "lib/claims.py",
+    "lib/files.py",
+)
 FROM_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "FIGURES_DIR", "P", "ONLY")
 FROM_MAKE += ("PROFILE", "DEVICE", "SEED", "DATA_ROOT", "CACHE_DIR")
 GALLERY = """from lib.config import figures_root

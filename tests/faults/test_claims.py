@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import claims, config
+from lib import claims, config, files
 from lib.config import ROOT
 
 GOOD = """[[claim]]
@@ -104,7 +104,7 @@ def test_a_failed_write_leaves_the_old_claims(figures_dir: Path, monkeypatch: py
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(claims.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     verdict = claims.Verdict("P9-01", "holds", 0.7, None, 0.5, 1.0, "two seeds agree")
     with pytest.raises(OSError, match="No space left on device"):
         claims.save([verdict], run)

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
-from lib import config, figures
+from lib import config, figures, files
 from lib.config import Run
 
 ALT = "A line that rises from left to right."
@@ -63,7 +63,7 @@ def test_a_full_disk_keeps_the_old_file_whole(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(figures.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="No space left on device; make the folder"):
         figures.table([{"a": 2}], run, "t", "Caption.")
     assert (run.figures_dir / "t.csv").read_bytes() == before
