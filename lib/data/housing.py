@@ -72,7 +72,13 @@ def load(root: Path) -> Housing:
 def _from_archive(folder: Path) -> Housing:
     from sklearn.datasets import fetch_california_housing
 
-    table = fetch_california_housing(data_home=str(folder), download_if_missing=False)
+    try:
+        table = fetch_california_housing(data_home=str(folder), download_if_missing=False)
+    except Exception as error:  # joblib raises whatever the damaged byte leads it to
+        raise DamagedData(
+            f"{folder / ARCHIVE} cannot be read ({type(error).__name__}); delete it and run "
+            "`make data`"
+        ) from error
     x = torch.tensor(table.data, dtype=torch.float32)
     y = torch.tensor(table.target, dtype=torch.float32)
     return _real(x[:, :6], y, x[:, 6:], "scikit-learn fetch_california_housing", "not stated")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -111,3 +113,32 @@ def test_statistics_of_another_table_are_refused(tmp_path):
     write_csv(path, [row] * housing.N_ROWS)
     with pytest.raises(DamagedData, match=r"median of MedInc is 3\.535, got 8\.3252"):
         housing._from_csv(path)
+
+
+def archive(folder: Path, n_rows: int) -> Path:
+    """scikit-learn's archive of a table of `n_rows` rows, in the columns that it stores."""
+    import joblib
+
+    rows = torch.rand(n_rows, 9, generator=torch.Generator().manual_seed(0)).double() + 1
+    path = folder / "cal_housing_py3.pkz"
+    joblib.dump(rows.numpy(), path, compress=6)
+    return path
+
+
+def test_the_archive_of_scikit_learn_is_read_and_verified(tmp_path: Path) -> None:
+    archive(tmp_path, 7)
+    with pytest.raises(DamagedData, match="has 20640 rows, got 7"):
+        housing.load(tmp_path)
+
+
+def test_an_archive_of_other_numbers_is_refused_by_its_statistics(tmp_path: Path) -> None:
+    archive(tmp_path, 20640)
+    with pytest.raises(DamagedData, match=r"the median of .* fetch it again"):
+        housing.load(tmp_path)
+
+
+def test_a_truncated_archive_is_one_sentence(tmp_path: Path) -> None:
+    path = archive(tmp_path, 100)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DamagedData, match=r"cannot be read .* run `make data`"):
+        housing.load(tmp_path)
