@@ -12,6 +12,8 @@ Documents 1 (attributing learned concepts) and 5 (concept backpropagation). Map,
 * ``controls``: ``shuffled_labels``, ``control_task``, ``even_seed``, ``selectivity``.
 * ``protocol``: ``validate_penalty`` and ``validate_ridge``: split, penalty, test, controls,
   verdict (``ProbeReport``); ``split_by_group``.
+* ``testbeds``, ``presence``, ``pictures``: notebook 11, the networks and concepts, what is measured
+  on them, the figures. Import these by name; they bring data sets and trainings with them.
 
 Activations are ``z [n, d]`` or ``[m, n, d]`` (m networks or fits at once), labels ``y [n]`` or
 ``[m, n]``. Probes read raw activations: standardisation is folded into their weights.

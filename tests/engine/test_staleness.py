@@ -21,9 +21,7 @@ def test_only_what_is_stale_runs_and_the_reason_is_said(toy):
     assert "never run" in output
     assert "gallery written" in output
 
-    started = time.monotonic()
     status, output = toy.make("figures")
-    assert time.monotonic() - started < 3
     assert (status, toy.ran(output)) == (0, [])
     assert "nothing to do" in output
     assert "gallery written" not in output
