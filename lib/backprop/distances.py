@@ -13,6 +13,7 @@ Public names: `L1`, `L2`, `Hamming` (kinked), `L2Sq`, `Mahalanobis`, `DecodedMSE
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -28,21 +29,21 @@ def rowwise(x: Tensor, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Distance:
+class Distance(ABC):
     """A distance with one value a row; the base of all."""
 
+    @abstractmethod
     def value(self, delta: Tensor) -> Tensor:
         """Distance of each row of `delta`, `[n, ...]`, as `[n]`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Simple(Distance):
     """A distance with a proximal point in closed form, or nearly."""
 
+    @abstractmethod
     def prox(self, v: Tensor, step: Tensor) -> Tensor:
         """The proximal point of each row of `v`, `[n, ...]`, for steps `[n]`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
