@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from lib import claims, config
+from lib import claims
 from lib.config import ROOT
+from lib.documents import DOCUMENTS
 from tests.notebooks import rules
 from tests.notebooks.rules import Notebook
 
@@ -30,7 +31,7 @@ def test_title_names_the_claims_of_the_ledger(path) -> None:
 
 def test_every_claim_names_a_notebook_of_its_part() -> None:
     """One that exists, or is planned: claims are written down before the first run."""
-    names = {path.stem for path in PATHS} | set(config.SIZES)
+    names = {section for document in DOCUMENTS.values() for section in document.sections}
     assert PATHS
     for claim in claims.ledger().values():
         assert claim.notebook in names, f"{claim.id} names {claim.notebook}"
