@@ -133,6 +133,12 @@ NO_PAPER: dict[str, str] = {
         "the document's networks, its 10% of ImageNet (ILSVRC 2012, by agreement with its owners) "
         "and its concept images are not published as files that could be loaded"
     ),
+    "41_influence_functions": (
+        "`full` is the studies' own data and protocol as far as they are published; the networks and the dog and fish images of the kernel comparison are not"
+    ),
+    "43_datamodels": (
+        "the document's study trains 300,000 networks on half of CIFAR-10; its stored outputs are not part of this project"
+    ),
     "51_tabular": "`full` already is the document's table at the document's size",
 }
 
@@ -210,6 +216,54 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "n_rows": 64,
                 "epochs": 40,
             },
+        },
+    },
+    "41_influence_functions": {
+        "quick": {
+            "data": "digits",
+            "n_targets": 300,
+            "lambdas": (0.01, 0.001, 0.0001),
+            "multinomial": {"n": 1000, "lam": 0.01, "n_removed": 500},
+            "lissa": {"scale": 10.0, "depth": 5000, "batch": 10, "repeats": 2},
+            "network": {"n": 1000, "channels": 8, "lam": 0.001, "damping": 0.01, "n_removed": 100},
+            "hinge": {"classes": (1, 7), "lam": 0.01, "n_removed": 100},
+            "temperatures": (0.0, 0.001, 0.1),
+            "groups": {"lam": 0.001, "n_random": 30, "n_coherent": 20},
+            "shares": (0.01, 0.1, 0.3, 0.5),
+            "kernel": {"classes": (4, 9), "n_targets": 60},
+        },
+        "full": {
+            "data": "mnist",
+            "n_targets": 300,
+            "lambdas": (0.01, 0.001, 0.0001),
+            "multinomial": {"n": 10000, "lam": 0.01, "n_removed": 500},
+            "lissa": {"scale": 50.0, "depth": 5000, "batch": 10, "repeats": 2},
+            "network": {"n": 2000, "channels": 8, "lam": 0.001, "damping": 0.01, "n_removed": 100},
+            "hinge": {"classes": (1, 7), "lam": 0.01, "n_removed": 100},
+            "temperatures": (0.0, 0.001, 0.1),
+            "groups": {"lam": 0.001, "n_random": 30, "n_coherent": 20},
+            "shares": (0.01, 0.1, 0.3, 0.5),
+            "kernel": {"classes": (4, 9), "n_targets": 60},
+        },
+    },
+    "43_datamodels": {
+        "quick": {
+            "data": "digits",
+            "m_truth": 200,
+            "repeats": 5,
+            "m_fit": 3000,
+            "grid": (500, 1000, 2000, 3000),
+            "alphas": (0.2, 0.5, 0.75),
+            "m_alpha": 600,
+        },
+        "full": {
+            "data": "cifar2_mini",
+            "m_truth": 50,
+            "repeats": 2,
+            "m_fit": 400,
+            "grid": (100, 200, 400),
+            "alphas": (0.5,),
+            "m_alpha": 400,
         },
     },
 }
