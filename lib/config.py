@@ -134,10 +134,12 @@ NO_PAPER: dict[str, str] = {
         "and its concept images are not published as files that could be loaded"
     ),
     "41_influence_functions": (
-        "`full` is the studies' own data and protocol as far as they are published; the networks and the dog and fish images of the kernel comparison are not"
+        "`full` is the studies' own data and protocol as far as they are published; the networks "
+        "and the dog and fish images of the kernel comparison are not"
     ),
     "43_datamodels": (
-        "the document's study trains 300,000 networks on half of CIFAR-10; its stored outputs are not part of this project"
+        "the document's study trains 300,000 networks on half of CIFAR-10; its stored outputs are "
+        "not part of this project"
     ),
     "51_tabular": "`full` already is the document's table at the document's size",
 }
