@@ -141,6 +141,10 @@ NO_PAPER: dict[str, str] = {
         "the document's study trains 300,000 networks on half of CIFAR-10; its stored outputs are "
         "not part of this project"
     ),
+    "45_trak_and_lds": (
+        "the studies' thousands of ResNet-9 and BERT trainings are hundreds of hours "
+        "of a data-centre GPU; their published points stand in the figures"
+    ),
     "51_tabular": "`full` already is the document's table at the document's size",
 }
 
@@ -266,6 +270,48 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "grid": (100, 200, 400),
             "alphas": (0.5,),
             "m_alpha": 400,
+        },
+    },
+    "45_trak_and_lds": {
+        "quick": {
+            "setting": "digits_mlp",
+            "m_truth": 200,
+            "repeats": 5,
+            "k": 256,
+            "ridge": 0.1,
+            "n_models": (1, 2, 5, 10, 20),
+            "ks": (64, 128, 256, 512),
+            "ridges": (0.0, 0.01, 0.1, 1.0, 10.0),
+            "m_fit": (500, 1000, 2000, 3000),
+            "language": {
+                "setting": "grammar_transformer",
+                "m_truth": 50,
+                "repeats": 2,
+                "n_models": (1, 2, 5, 10),
+                "k": 256,
+                "m_fit": (100, 200),
+            },
+            "benchmark": (),
+        },
+        "full": {
+            "setting": "cifar2_mini",
+            "m_truth": 50,
+            "repeats": 2,
+            "k": 512,
+            "ridge": 0.1,
+            "n_models": (1, 2, 5, 10),
+            "ks": (128, 256, 512),
+            "ridges": (0.0, 0.01, 0.1, 1.0, 10.0),
+            "m_fit": (100, 200, 400),
+            "language": {
+                "setting": "snli_transformer",
+                "m_truth": 50,
+                "repeats": 2,
+                "n_models": (1, 2, 5, 10),
+                "k": 512,
+                "m_fit": (100,),
+            },
+            "benchmark": ("mnist_lr", "mnist_mlp"),
         },
     },
 }
