@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lib.features import Progress
+
 Product = Callable[[Tensor], Tensor]  # [p] -> [p], [p, q] -> [p, q]
-Progress = Callable[[range], object]
 
 
 class NegativeCurvature(ValueError):
@@ -114,7 +115,7 @@ def conjugate_gradient(
     direction, size = rest.clone(), rest.square().sum(0)
     trace: list[Tensor] = []
     steps = range(max_steps)
-    for _ in progress(steps) if progress else steps:  # type: ignore[attr-defined]
+    for _ in progress(steps) if progress else steps:
         active = size.sqrt() > tolerance * norm
         if not active.any():
             break
@@ -182,7 +183,7 @@ def lissa(
     norm = b.norm(dim=0)
     total, traces = torch.zeros_like(b), b.new_zeros(repeats, depth, b.shape[1])
     u, terms = b, range(repeats * depth)
-    for k in progress(terms) if progress else terms:  # type: ignore[attr-defined]
+    for k in progress(terms) if progress else terms:
         repeat, j = divmod(k, depth)
         u = b if j == 0 else u
         rows = torch.randint(n, (batch,), generator=generator).to(b.device)
@@ -234,7 +235,7 @@ def arnoldi(
     small = basis.new_zeros(len(basis), len(basis))
     basis[0], size = start / start.norm(), 1
     rounds = range(len(basis))
-    for j in progress(rounds) if progress else rounds:  # type: ignore[attr-defined]
+    for j in progress(rounds) if progress else rounds:
         image = product(basis[j])
         rest, length = image, image.norm()
         for _ in range(2):
