@@ -1,0 +1,288 @@
+"""Per-example gradients by hooks, from one forward and one backward pass of the batch.
+
+The weight gradient of a linear layer is ``sum_t d_t a_t^T`` with the inputs a and the gradients d
+at its outputs; a convolution is a linear layer on unfolded patches. `factors` gives a and d
+themselves, `kernel` inner products of gradients from them without any gradient.
+
+Source: the standard "ghost" identities; specification section 5.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib.gradients.flat import Data, batches, check_finite, evaluating, select, size, slices
+from lib.gradients.outputs import Output
+
+Calls = dict[str, list[tuple[Tensor, Tensor]]]  # layer: its inputs and output gradients, per call
+
+
+class UnsupportedLayer(ValueError):
+    """The hooks cannot give the gradients of this model; `torch.func` can."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Gradients of one layer: example b's is ``sum_t d[b, t, :, None] * a[b, t, None, :]``."""
+
+    a: Tensor  # [b, T, i], inputs or patches; a last column of ones where the layer has a bias
+    d: Tensor  # [b, T, o], gradients of the output at the layer's outputs
+
+
+def layer_calls(
+    model: nn.Module, batch: Sequence[Tensor], output: Output, layers: dict[str, nn.Module]
+) -> Calls:
+    """Inputs of some layers and the gradients at their outputs, for one batch.
+
+    Raises:
+        UnsupportedLayer: a layer was not called, or not with the batch as first axis.
+        ValueError: ``output`` is not one number an example.
+    """
+    n = len(batch[0])
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add_probe(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            # The gradient at a zero that is added is the gradient at the output, also where the
+            # next layer overwrites that output.
+            probe = torch.zeros_like(out, requires_grad=True)
+            seen[name].append((inputs[0].detach(), probe))
+            return out + probe
+
+        return add_probe
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        with evaluating(model), torch.enable_grad():
+            values = output(model(batch[0]), *batch[1:])
+            if values.shape != (n,):
+                raise ValueError(
+                    f"want one output an example, shape {(n,)}, got {tuple(values.shape)}"
+                )
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, calls in seen.items():
+        if not calls or any(len(x) != n or len(probe) != n for x, probe in calls):
+            raise UnsupportedLayer(
+                f"layer {name!r} was not called with the {n} examples as first axis"
+            )
+    probes = [probe for calls in seen.values() for _, probe in calls]
+    found = torch.autograd.grad(values.sum(), probes, allow_unused=True)
+    grads = iter(
+        torch.zeros_like(p) if g is None else g for p, g in zip(probes, found, strict=True)
+    )
+    return {name: [(x, next(grads)) for x, _ in calls] for name, calls in seen.items()}
+
+
+def patches(layer: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs ``[b, T, i]`` and output gradients ``[b, T, o]`` of a linear or convolution layer."""
+    if isinstance(layer, nn.Conv2d):
+        side = layer.kernel_size, layer.dilation, layer.padding, layer.stride
+        return F.unfold(x, *side).mT, d.flatten(2).mT
+    return x.reshape(len(x), -1, x.shape[-1]), d.reshape(len(d), -1, d.shape[-1])
+
+
+def has_factors(layer: nn.Module) -> bool:
+    """Whether the layer's weight gradient is a sum of outer products that `factors` gives."""
+    if type(layer) is nn.Conv2d:
+        plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        return layer.groups == 1 and plain
+    return type(layer) is nn.Linear
+
+
+def supports(layer: nn.Module) -> bool:
+    """Whether `per_example_hooks` has the gradients of the layer's own parameters."""
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        return layer.running_mean is not None
+    if type(layer) is nn.Embedding:
+        return layer.max_norm is None and not layer.scale_grad_by_freq
+    return has_factors(layer) or type(layer) in (nn.LayerNorm, nn.GroupNorm)
+
+
+def layers_of(model: nn.Module, block: Sequence[str] | None) -> dict[str, nn.Module]:
+    """The layers that hold the block's parameters.
+
+    Raises:
+        UnsupportedLayer: a parameter lies in a layer that the hooks do not know.
+    """
+    weights = select(model, block)
+    layers, held = {}, set()
+    for name, layer in model.named_modules(remove_duplicate=True):
+        own = {f"{name}.{n}" if name else n for n, _ in layer.named_parameters(recurse=False)}
+        # A tied parameter has its first name in `weights`, and its other layers are not found.
+        if own & set(weights):
+            if not supports(layer):
+                raise UnsupportedLayer(f"no hooks for {type(layer).__name__} {name!r}")
+            layers[name] = layer
+            held |= own
+    holders = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
+    if len(holders) != len(set(holders)):
+        raise UnsupportedLayer("two layers share a parameter")
+    return layers
+
+
+def per_example_hooks(
+    model: nn.Module,
+    data: Data,
+    output: Output,
+    *,
+    block: Sequence[str] | None = None,
+    chunk: int = 64,
+) -> Iterator[Tensor]:
+    """Per-example gradients of layers that hooks know: arguments and result of `stream`.
+
+    Known are Linear (also on sequences), Conv2d without groups, BatchNorm in eval mode, GroupNorm,
+    LayerNorm and Embedding, called with the examples as first axis, any number of times.
+
+    Raises:
+        UnsupportedLayer: a parameter of the block lies elsewhere, or the model uses a weight
+            outside its layer's own call; `per_example_vmap` then has the gradients.
+    """
+    layers, weights = layers_of(model, block), select(model, block)
+    where, p = slices(weights), size(weights)
+    first = 0
+    for batch in batches(data, chunk):
+        calls = layer_calls(model, batch, output, layers)
+        sample = next(iter(weights.values()))
+        flat = torch.zeros(len(batch[0]), p, dtype=sample.dtype, device=sample.device)
+        for name, layer in layers.items():
+            own = {
+                n: f"{name}.{n}" if name else n for n, _ in layer.named_parameters(recurse=False)
+            }
+            views = {
+                n: flat[:, where[full]].view(-1, *weights[full].shape)
+                for n, full in own.items()
+                if full in where
+            }
+            for x, d in calls.pop(name):
+                _add_gradients(layer, x, d, views)
+        check_finite(flat, first)
+        if first == 0:
+            _check_sum(model, batch, output, flat, weights)
+        yield flat
+        first += len(batch[0])
+
+
+def factors(
+    model: nn.Module,
+    data: Data,
+    output: Output,
+    *,
+    layers: Sequence[str] | None = None,
+    chunk: int = 64,
+) -> Iterator[dict[str, Factor]]:
+    """Factored per-example gradients of linear and convolution layers, a chunk at a time.
+
+    Args:
+        model, data, output: as for `stream`.
+        layers: names of modules; None is every layer that has factors.
+        chunk: examples at a time.
+
+    Yields:
+        Layer name to `Factor`; a layer called several times has its calls along T.
+
+    Raises:
+        ValueError: a name is no layer with factors; see also `stream`.
+    """
+    known = {name: m for name, m in model.named_modules() if has_factors(m)}
+    names = list(known) if layers is None else list(layers)
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"no linear or ungrouped convolution layer {name!r}; known: {', '.join(known)}"
+            )
+    if not names:
+        raise ValueError("the model has no linear or ungrouped convolution layer to factor")
+    first = 0
+    for batch in batches(data, chunk):
+        calls = layer_calls(model, batch, output, {name: known[name] for name in names})
+        found = {name: _factor(known[name], calls.pop(name)) for name in names}
+        for factor in found.values():
+            check_finite(factor.a, first, "activation")
+            check_finite(factor.d, first)
+        yield found
+        first += len(batch[0])
+
+
+def _factor(layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> Factor:
+    parts = [patches(layer, x, d) for x, d in calls]
+    a, d = torch.cat([a for a, _ in parts], 1), torch.cat([d for _, d in parts], 1)
+    if layer.bias is not None:
+        a = torch.cat([a, a.new_ones(*a.shape[:2], 1)], dim=-1)
+    return Factor(a, d)
+
+
+def _add_gradients(layer: nn.Module, x: Tensor, d: Tensor, views: dict[str, Tensor]) -> None:
+    """Add one call's per-example gradients into views ``[b, *shape]`` of the flat gradients."""
+    weight, bias = views.get("weight"), views.get("bias")
+    if has_factors(layer):
+        if weight is not None:
+            a, rows = patches(layer, x, d)
+            weight.view(*weight.shape[:2], -1).add_(rows.mT @ a)
+        d = (
+            d.flatten(2).sum(2)
+            if isinstance(layer, nn.Conv2d)
+            else d.flatten(1, -2).sum(1)
+            if d.ndim > 2
+            else d
+        )
+        if bias is not None:
+            bias.add_(d)
+        return
+    if isinstance(layer, nn.Embedding):
+        if weight is not None:
+            rows = torch.arange(len(x), device=x.device)[:, None].expand(-1, x[0].numel())
+            keep = x.flatten(1) != (-1 if layer.padding_idx is None else layer.padding_idx)
+            at = rows[keep], x.flatten(1)[keep]
+            weight.index_put_(at, d.flatten(1, -2)[keep], accumulate=True)
+        return
+    if isinstance(layer, nn.LayerNorm):
+        normal = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+        shape = (len(x), -1, *layer.normalized_shape)
+        gain, shift = (normal * d).reshape(shape).sum(1), d.reshape(shape).sum(1)
+    else:
+        if isinstance(layer, nn.GroupNorm):
+            normal = F.group_norm(x, layer.num_groups, eps=layer.eps)
+        else:
+            normal = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+        shape = (len(x), x.shape[1], -1)
+        gain, shift = (normal * d).reshape(shape).sum(2), d.reshape(shape).sum(2)
+    if weight is not None:
+        weight.add_(gain)
+    if bias is not None:
+        bias.add_(shift)
+
+
+def _check_sum(
+    model: nn.Module,
+    batch: tuple[Tensor, ...],
+    output: Output,
+    flat: Tensor,
+    weights: dict[str, Tensor],
+) -> None:
+    """Compare two examples' weighted sum with autograd: a weight may also be used elsewhere."""
+    pair = tuple(t[:2] for t in batch)
+    share = torch.arange(1, 1 + len(pair[0]), device=flat.device, dtype=flat.dtype)
+    named = dict(model.named_parameters())
+    frozen = [w for w in named.values() if not w.requires_grad]
+    for w in frozen:
+        w.requires_grad_(True)
+    try:
+        with evaluating(model), torch.enable_grad():
+            total = (output(model(pair[0]), *pair[1:]) * share).sum()
+            truth = torch.autograd.grad(
+                total, [named[n] for n in weights], allow_unused=True, materialize_grads=True
+            )
+    finally:
+        for w in frozen:
+            w.requires_grad_(False)
+    for (name, where), want in zip(slices(weights).items(), truth, strict=True):
+        got = share @ flat[: len(share), where]
+        if (got - want.flatten()).norm() > 1e-3 * want.norm() + 1e-6 * flat[:2].norm():
+            raise UnsupportedLayer(f"parameter {name!r} is used outside its layer's own call")
