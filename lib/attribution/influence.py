@@ -184,9 +184,11 @@ def input_influence(
             x = x.detach().clone().requires_grad_()
             leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
             total = loss(functional_call(model, leaves, (x,)), *rest).sum()
-            slopes = torch.autograd.grad(total, list(leaves.values()), create_graph=True)
-            along = sum((g * pieces[n]).sum() for n, g in zip(leaves, slopes, strict=True))
-            found.append(torch.autograd.grad(along, x)[0])
+            slopes = torch.autograd.grad(
+                total, list(leaves.values()), create_graph=True, materialize_grads=True
+            )
+            along = [(g * pieces[name]).sum() for name, g in zip(leaves, slopes, strict=True)]
+            found.append(torch.autograd.grad(torch.stack(along).sum(), x)[0])
     return torch.cat(found).div_(-len(train[0]))
 
 
