@@ -22,13 +22,17 @@ from lib.gradients.per_example import (
     projected,
     stream,
 )
-from lib.gradients.projections import SJLT
+from lib.gradients.products import Product, ggn_product, hessian_product
+from lib.gradients.projections import SJLT, CachedSigns, RandomFactors
 
 __all__ = [
     "SJLT",
+    "CachedSigns",
     "Factor",
     "Output",
+    "Product",
     "Projector",
+    "RandomFactors",
     "UnsupportedLayer",
     "correct_probability",
     "cross_entropy",
@@ -36,6 +40,8 @@ __all__ = [
     "flatten",
     "functional_gradient",
     "functional_gradients",
+    "ggn_product",
+    "hessian_product",
     "margin",
     "per_example",
     "per_example_hooks",

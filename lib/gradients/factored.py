@@ -83,8 +83,9 @@ def layer_calls(
 def patches(layer: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs ``[b, T, i]`` and output gradients ``[b, T, o]`` of a linear or convolution layer."""
     if isinstance(layer, nn.Conv2d):
-        side = layer.kernel_size, layer.dilation, layer.padding, layer.stride
-        return F.unfold(x, *side).mT, d.flatten(2).mT
+        assert not isinstance(layer.padding, str)  # see has_factors
+        columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        return columns.mT, d.flatten(2).mT
     return x.reshape(len(x), -1, x.shape[-1]), d.reshape(len(d), -1, d.shape[-1])
 
 
@@ -190,6 +191,24 @@ def factors(
     Raises:
         ValueError: a name is no layer with factors; see also `stream`.
     """
+    chosen = factored_layers(model, layers)
+    first = 0
+    for batch in batches(data, chunk):
+        calls = layer_calls(model, batch, output, chosen)
+        found = {name: _factor(layer, calls.pop(name)) for name, layer in chosen.items()}
+        for factor in found.values():
+            check_finite(factor.a, first, "activation")
+            check_finite(factor.d, first)
+        yield found
+        first += len(batch[0])
+
+
+def factored_layers(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """The named linear and ungrouped convolution layers; None is all of them.
+
+    Raises:
+        ValueError: a name is no such layer, or there is none.
+    """
     known = {name: m for name, m in model.named_modules() if has_factors(m)}
     names = list(known) if layers is None else list(layers)
     for name in names:
@@ -199,15 +218,7 @@ def factors(
             )
     if not names:
         raise ValueError("the model has no linear or ungrouped convolution layer to factor")
-    first = 0
-    for batch in batches(data, chunk):
-        calls = layer_calls(model, batch, output, {name: known[name] for name in names})
-        found = {name: _factor(known[name], calls.pop(name)) for name in names}
-        for factor in found.values():
-            check_finite(factor.a, first, "activation")
-            check_finite(factor.d, first)
-        yield found
-        first += len(batch[0])
+    return {name: known[name] for name in names}
 
 
 def _factor(layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> Factor:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from lib.gradients.factored import UnsupportedLayer, per_example_hooks
+from lib.gradients.factored import UnsupportedLayer, factors, per_example_hooks
 from lib.gradients.flat import Data, batches, check_data, check_finite, evaluating, flatten, select
 from lib.gradients.outputs import Output
+from lib.gradients.projections import RandomFactors
 
 
 class Projector(Protocol):
@@ -143,7 +144,8 @@ def functional_gradient(
 
     with evaluating(model):
         rows = flatten(jacrev(value)(weights), leading=1)
-    check_finite(rows, 0, "gradient of the functional, counted as an example: that")
+    if not rows.isfinite().all():
+        raise ValueError("the functional's gradient holds NaN or infinity; look at the weights")
     return rows
 
 
@@ -171,15 +173,33 @@ def projected(
     """
     features: Tensor | None = None
     n, start = check_data(data, chunk), 0
-    chunks: Iterable[Tensor] = stream(model, data, output, block=block, chunk=chunk)
-    for gradients in chunks if progress is None else progress(chunks):
-        part = projector.project(gradients, model_id)
+    parts = _projected_chunks(model, data, output, projector, model_id, block, chunk)
+    for part in parts if progress is None else progress(parts):
         if features is None:
             features = part.new_empty(n, part.shape[1])
         features[start : start + len(part)] = part
         start += len(part)
     assert features is not None
     return features
+
+
+def _projected_chunks(
+    model: nn.Module,
+    data: Data,
+    output: Output,
+    projector: Projector,
+    model_id: int,
+    block: Sequence[str] | None,
+    chunk: int,
+) -> Iterator[Tensor]:
+    if isinstance(projector, RandomFactors):
+        if block is not None:
+            raise ValueError("RandomFactors has its own choice of layers; leave block out")
+        for factored in factors(model, data, output, layers=projector.layers, chunk=chunk):
+            yield projector.project_factors(factored, model_id)
+        return
+    for gradients in stream(model, data, output, block=block, chunk=chunk):
+        yield projector.project(gradients, model_id)
 
 
 def _functional_stream(
