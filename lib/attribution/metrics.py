@@ -5,7 +5,8 @@ predicts that a network trained on the subset S outputs `tau[S, t].sum()` plus a
 t; the score compares the ranks of prediction and truth over subsets, target by target.
 
 Public names: `lds`, `LDS`, `bootstrap`, `Interval`, `ceiling`, `Ceiling`, `loo_correlation`,
-`mislabel_auc`, `reciprocal_rank`, `recall_at`, `spearman`, `predicted`.
+`mislabel_auc`, `reciprocal_rank`, `recall_at`, `spearman`, `pearson`, `predicted`,
+`refuse_nan`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Ceiling:
 
 def predicted(tau: Tensor, subsets: Tensor) -> Tensor:
     """Additive predictions `[m, T]`: sums of `tau` `[n, T]` over each subset `[m, k]`."""
-    _refuse_nan(tau, "tau", "training example")
+    refuse_nan(tau, "tau", "training example")
     if tau.ndim != 2:
         raise ValueError(f"want tau [n, T], got {list(tau.shape)}; one column a target")
     return membership(subsets, len(tau)) @ tau.double().cpu()
@@ -122,7 +123,7 @@ def ceiling(outputs: Tensor) -> Ceiling:
             f"want outputs [m, R, T] with m >= 3 and R >= 2, got {list(outputs.shape)}; a single "
             "network a subset does not show how much seeds change"
         )
-    _refuse_nan(outputs, "outputs", "subset")
+    refuse_nan(outputs, "outputs", "subset")
     columns = outputs.double().cpu().unbind(1)
     r = len(columns)
     pairs = [
@@ -142,8 +143,8 @@ def loo_correlation(tau: Tensor, effects: Tensor) -> Tensor:
 
     Source: specification section 2.1. A single removal is below the noise of seeds for networks.
     """
-    _refuse_nan(tau, "tau", "training example")
-    _refuse_nan(effects, "effects", "training example")
+    refuse_nan(tau, "tau", "training example")
+    refuse_nan(effects, "effects", "training example")
     if tau.shape != effects.shape or tau.ndim != 2 or len(tau) < 3:
         raise ValueError(
             f"want tau and effects of the same shape [n', T] with n' >= 3, got "
@@ -159,7 +160,7 @@ def mislabel_auc(scores: Tensor, flipped: Tensor) -> float:
         scores: `[n]`, high where a label looks wrong.
         flipped: bool `[n]`.
     """
-    _refuse_nan(scores, "scores", "training example")
+    refuse_nan(scores, "scores", "training example")
     n_flipped = int(flipped.sum())
     if scores.shape != flipped.shape or scores.ndim != 1 or not 0 < n_flipped < len(scores):
         raise ValueError(
@@ -246,7 +247,7 @@ def _paired(tau: Tensor, subsets: Tensor, outputs: Tensor) -> tuple[Tensor, Tens
             f"want outputs [m, T] = {list(g.shape)} of m >= 3 subsets, got {list(outputs.shape)}; "
             "average over seeds first and use the targets that tau has"
         )
-    _refuse_nan(outputs, "outputs", "subset")
+    refuse_nan(outputs, "outputs", "subset")
     return g, outputs.double().cpu()
 
 
@@ -258,7 +259,7 @@ def _flat(tau: Tensor, g: Tensor) -> Tensor:
 
 def _checked_retrieval(scores: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
     """The highest relevant score `[Q]`, and all scores in float64."""
-    _refuse_nan(scores, "scores", "training example")
+    refuse_nan(scores, "scores", "training example")
     if scores.shape != relevant.shape or scores.ndim != 2 or relevant.dtype != torch.bool:
         raise ValueError(
             f"want scores and bool relevant [n, Q], got {list(scores.shape)} and "
@@ -271,7 +272,8 @@ def _checked_retrieval(scores: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor
     return order.masked_fill(~relevant, float("-inf")).amax(0), order
 
 
-def _refuse_nan(values: Tensor, what: str, row: str) -> None:
+def refuse_nan(values: Tensor, what: str, row: str) -> None:
+    """Raise a ValueError that names the first row of `values` `[n, ...]` with NaN or infinity."""
     bad = ~torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else ~values.isfinite()
     if bad.any():
         raise ValueError(

@@ -46,11 +46,15 @@ def check_subsets(subsets: Tensor, n: int) -> None:
     Raises:
         ValueError: not int64 `[m, k]`, out of range, unsorted or with repetitions.
     """
-    if subsets.ndim != 2 or subsets.dtype != torch.int64 or not subsets.numel():
+    if not isinstance(subsets, Tensor) or subsets.ndim != 2 or subsets.dtype != torch.int64:
+        came = type(subsets).__name__
+        came = f"{subsets.dtype} {list(subsets.shape)}" if isinstance(subsets, Tensor) else came
         raise ValueError(
-            f"want subsets int64 [m, k], got {subsets.dtype} {list(subsets.shape)}; subsets of "
-            "unequal size cannot be compared, so draw them with sample_subsets"
+            f"want subsets as one int64 tensor [m, k], got {came}; subsets of unequal size cannot "
+            "be compared, so draw them with sample_subsets"
         )
+    if not subsets.numel():
+        raise ValueError(f"want at least one row in one subset, got {list(subsets.shape)}")
     if subsets.min() < 0 or subsets.max() >= n:
         raise ValueError(
             f"subsets index {n} rows, got {int(subsets.min())}..{int(subsets.max())}; "
