@@ -226,7 +226,14 @@ def solve(curvature: Curvature, model: nn.Module, right: Tensor, *, damping: flo
 
 
 def _labels(model: nn.Module, x: Tensor, sample: Sample, generator: torch.Generator) -> Tensor:
-    return sample(predict(model, x), generator)
+    out = predict(model, x)
+    bad = ~torch.isfinite(out).flatten(1).all(1)
+    if bad.any():
+        raise ValueError(
+            f"the output for example {int(bad.nonzero()[0])} holds NaN or infinity; look at its "
+            "input and at the model's weights"
+        )
+    return sample(out, generator)
 
 
 def _sides(model: nn.Module, data: Data, loss: gradients.Output, chunk: int) -> Curvature:

@@ -40,7 +40,7 @@ def leave_one_out(fit: Fit, rows: Tensor | None = None, *, tol: float = 1e-12) -
         parameters `[len(rows), C, D]`.
     """
     n, (c, d) = len(fit.a), fit.theta.shape
-    rows = torch.arange(n, device=fit.a.device) if rows is None else rows
+    rows = torch.arange(n, device=fit.a.device) if rows is None else _checked(fit, rows)
     found = []
     for block in rows.split(max(1, _BLOCK // max(n * c, c * c * d))):
         theta = fit.theta.repeat(len(block), 1, 1)
@@ -71,7 +71,7 @@ def leave_out(fit: Fit, groups: Sequence[Tensor]) -> Tensor:
     found = []
     for group in groups:
         keep = fit.a.new_ones(len(fit.a))
-        keep[group] = 0
+        keep[_checked(fit, group)] = 0
         found.append(minimise(fit.loss, fit.a, fit.y, fit.lam, fit.theta, keep))
     return torch.stack(found)
 
@@ -86,7 +86,7 @@ def group_newton(fit: Fit, groups: Sequence[Tensor]) -> Tensor:
     n, found = len(fit.a), []
     for group in groups:
         keep = fit.a.new_ones(n)
-        keep[group] = 0
+        keep[_checked(fit, group)] = 0
         factor = cholesky(hessian_of(fit.a, keep[:, None, None] * fit.curvature, fit.lam))
         pull = fit.residual[group].mT @ fit.a[group] / n
         step = torch.cholesky_solve(pull.reshape(-1, 1), factor)
@@ -98,6 +98,13 @@ def outputs(theta: Tensor, x: Tensor, output: Output) -> Tensor:
     """`output` of each of several models, `theta [b, C, D]`, at targets `x [T, d]`: `[b, T]`."""
     a = design(x)
     return torch.stack([output(a @ one.mT) for one in theta])
+
+
+def _checked(fit: Fit, rows: Tensor) -> Tensor:
+    n = len(fit.a)
+    if rows.is_floating_point() or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < n):
+        raise ValueError(f"want integer rows in 0 .. {n - 1}, got {rows.tolist()[:5]}")
+    return rows
 
 
 def _weights(fit: Fit, rows: Tensor) -> Tensor:
