@@ -1,29 +1,35 @@
-"""Per-example gradients by hooks, from one forward and one backward pass of the batch.
+"""Gradients as factors: what K-FAC, the dual form and factored projections read.
 
-The weight gradient of a linear layer is ``sum_t d_t a_t^T`` with the inputs a and the gradients d
-at its outputs; a convolution is a linear layer on unfolded patches. `factors` gives a and d
-themselves, `kernel` inner products of gradients from them without any gradient.
+`factors` gives the inputs a and output gradients d of linear and convolution layers, whose
+gradients are ``sum_t d_t a_t^T``. `kernel` is the exact Gram matrix of gradients: a layer that
+reads one vector an example has ``<J_i, J_j> = <a_i, a_j> <d_i, d_j>``, so that its gradients are
+never formed; those of convolutions, layers on sequences and norms are, a chunk at a time.
 
-Source: the standard "ghost" identities; specification section 5.1.
+Source: specification section 5.1; the kernel is the empirical tangent kernel of document 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lib.gradients.flat import Data, batches, check_finite, evaluating, select, size, slices
+from lib.gradients.flat import Block, Data, batches, check_data, check_finite, select
+from lib.gradients.hooks import (
+    UnsupportedLayer,
+    has_factors,
+    layer_calls,
+    layers_of,
+    own_names,
+    patches,
+    per_example_hooks,
+    write_gradients,
+)
 from lib.gradients.outputs import Output
-
-Calls = dict[str, list[tuple[Tensor, Tensor]]]  # layer: its inputs and output gradients, per call
-
-
-class UnsupportedLayer(ValueError):
-    """The hooks cannot give the gradients of this model; `torch.func` can."""
+from lib.gradients.per_example import per_example_vmap
 
 
 @dataclass(frozen=True)
@@ -32,141 +38,6 @@ class Factor:
 
     a: Tensor  # [b, T, i], inputs or patches; a last column of ones where the layer has a bias
     d: Tensor  # [b, T, o], gradients of the output at the layer's outputs
-
-
-def layer_calls(
-    model: nn.Module, batch: Sequence[Tensor], output: Output, layers: dict[str, nn.Module]
-) -> Calls:
-    """Inputs of some layers and the gradients at their outputs, for one batch.
-
-    Raises:
-        UnsupportedLayer: a layer was not called, or not with the batch as first axis.
-        ValueError: ``output`` is not one number an example.
-    """
-    n = len(batch[0])
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def add_probe(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            # The gradient at a zero that is added is the gradient at the output, also where the
-            # next layer overwrites that output.
-            probe = torch.zeros_like(out, requires_grad=True)
-            seen[name].append((inputs[0].detach(), probe))
-            return out + probe
-
-        return add_probe
-
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    try:
-        with evaluating(model), torch.enable_grad():
-            values = output(model(batch[0]), *batch[1:])
-            if values.shape != (n,):
-                raise ValueError(
-                    f"want one output an example, shape {(n,)}, got {tuple(values.shape)}"
-                )
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, calls in seen.items():
-        if not calls or any(len(x) != n or len(probe) != n for x, probe in calls):
-            raise UnsupportedLayer(
-                f"layer {name!r} was not called with the {n} examples as first axis"
-            )
-    probes = [probe for calls in seen.values() for _, probe in calls]
-    found = torch.autograd.grad(values.sum(), probes, allow_unused=True)
-    grads = iter(
-        torch.zeros_like(p) if g is None else g for p, g in zip(probes, found, strict=True)
-    )
-    return {name: [(x, next(grads)) for x, _ in calls] for name, calls in seen.items()}
-
-
-def patches(layer: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs ``[b, T, i]`` and output gradients ``[b, T, o]`` of a linear or convolution layer."""
-    if isinstance(layer, nn.Conv2d):
-        assert not isinstance(layer.padding, str)  # see has_factors
-        columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        return columns.mT, d.flatten(2).mT
-    return x.reshape(len(x), -1, x.shape[-1]), d.reshape(len(d), -1, d.shape[-1])
-
-
-def has_factors(layer: nn.Module) -> bool:
-    """Whether the layer's weight gradient is a sum of outer products that `factors` gives."""
-    if type(layer) is nn.Conv2d:
-        plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        return layer.groups == 1 and plain
-    return type(layer) is nn.Linear
-
-
-def supports(layer: nn.Module) -> bool:
-    """Whether `per_example_hooks` has the gradients of the layer's own parameters."""
-    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        return layer.running_mean is not None
-    if type(layer) is nn.Embedding:
-        return layer.max_norm is None and not layer.scale_grad_by_freq
-    return has_factors(layer) or type(layer) in (nn.LayerNorm, nn.GroupNorm)
-
-
-def layers_of(model: nn.Module, block: Sequence[str] | None) -> dict[str, nn.Module]:
-    """The layers that hold the block's parameters.
-
-    Raises:
-        UnsupportedLayer: a parameter lies in a layer that the hooks do not know.
-    """
-    weights = select(model, block)
-    layers = {}
-    for name, layer in model.named_modules():
-        own = {full for _, full in _own_names(name, layer)}
-        if own & set(weights):
-            if not supports(layer):
-                raise UnsupportedLayer(f"no hooks for {type(layer).__name__} {name!r}")
-            layers[name] = layer
-    holders = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
-    if len(holders) != len(set(holders)):
-        raise UnsupportedLayer("two layers share a parameter")
-    return layers
-
-
-def per_example_hooks(
-    model: nn.Module,
-    data: Data,
-    output: Output,
-    *,
-    block: Sequence[str] | None = None,
-    chunk: int = 64,
-) -> Iterator[Tensor]:
-    """Per-example gradients of layers that hooks know: arguments and result of `stream`.
-
-    Known are Linear (also on sequences), Conv2d without groups, BatchNorm in eval mode, GroupNorm,
-    LayerNorm and Embedding, called with the examples as first axis, any number of times.
-
-    Raises:
-        UnsupportedLayer: a parameter of the block lies elsewhere, or the model uses a weight
-            outside its layer's own call; `per_example_vmap` then has the gradients.
-    """
-    layers, weights = layers_of(model, block), select(model, block)
-    where, p, sample = slices(weights), size(weights), next(iter(weights.values()))
-    first = 0
-    for batch in batches(data, chunk):
-        calls = layer_calls(model, batch, output, layers)
-        flat = sample.new_empty(len(batch[0]), p)
-        for name, layer in layers.items():
-            views = {
-                own: flat[:, where[full]].view(-1, *weights[full].shape)
-                for own, full in _own_names(name, layer)
-                if full in where
-            }
-            first_call, *others = calls.pop(name)
-            _write_gradients(layer, *first_call, views)
-            for x, d in others:
-                more = {own: torch.empty_like(view) for own, view in views.items()}
-                _write_gradients(layer, x, d, more)
-                for own, view in views.items():
-                    view += more[own]
-        check_finite(flat, first)
-        if first == 0:
-            _check_sum(model, batch, output, flat, weights)
-        yield flat
-        first += len(batch[0])
 
 
 def factors(
@@ -188,9 +59,11 @@ def factors(
         Layer name to `Factor`; a layer called several times has its calls along T.
 
     Raises:
-        ValueError: a name is no layer with factors; see also `stream`.
+        ValueError: a name is no layer with factors, or the hooks cannot see all of a layer's
+            use (UnsupportedLayer); see also `stream`.
     """
     chosen = factored_layers(model, layers)
+    next(per_example_hooks(model, [t[:2] for t in data], output, block=list(chosen)))  # verifies
     first = 0
     for batch in batches(data, chunk):
         calls = layer_calls(model, batch, output, chosen)
@@ -220,86 +93,100 @@ def factored_layers(model: nn.Module, layers: Sequence[str] | None = None) -> di
     return {name: known[name] for name in names}
 
 
+def kernel(
+    model: nn.Module,
+    data_a: Data,
+    data_b: Data | None,
+    output: Output,
+    *,
+    block: Block = None,
+    chunk: int = 256,
+) -> Tensor:
+    """Inner products of per-example gradients, ``J_a J_b^T``.
+
+    Args:
+        model, output, block: as for `stream`.
+        data_a, data_b: tensors of one length each; None for ``data_b`` is ``data_a``.
+        chunk: examples of either side at a time; does not change the result.
+
+    Returns:
+        ``[n_a, n_b]``.
+
+    Raises:
+        ValueError: as for `stream`.
+    """
+    symmetric = data_b is None
+    right = data_a if data_b is None else data_b
+    gram: Tensor | None = None
+    row = 0
+    for left in _parts(model, data_a, output, block, chunk, 0):
+        column = row if symmetric else 0
+        for other in _parts(model, right, output, block, chunk, column):
+            part = reduce(torch.add, map(_inner, left, other))
+            if gram is None:
+                gram = part.new_empty(check_data(data_a), check_data(right))
+            gram[row : row + len(part), column : column + part.shape[1]] = part
+            if symmetric:
+                gram[column : column + part.shape[1], row : row + len(part)] = part.mT
+            column += part.shape[1]
+        row += len(part)
+    assert gram is not None
+    return gram
+
+
+def _parts(
+    model: nn.Module, data: Data, output: Output, block: Block, chunk: int, start: int
+) -> Iterator[list[Factor | Tensor]]:
+    """For every chunk from row ``start`` on, the layers' factors or gradients ``[b, q]``."""
+    check_data(data, chunk)
+    rest = [t[start:] for t in data]
+    try:
+        layers = layers_of(model, block)
+        next(per_example_hooks(model, [t[:2] for t in rest], output, block=block))  # verifies
+    except UnsupportedLayer:
+        for flat in per_example_vmap(model, rest, output, block=block, chunk=chunk):
+            yield [flat]
+        return
+    weights = select(model, block)
+    for batch in batches(rest, chunk):
+        calls = layer_calls(model, batch, output, layers)
+        found: list[Factor | Tensor] = []
+        for name, layer in layers.items():
+            own = {n: weights[full] for n, full in own_names(name, layer) if full in weights}
+            factor = _factor(layer, calls[name]) if _is_outer(layer, calls[name], own) else None
+            if factor is not None:
+                check_finite(factor.a, start, "activation")
+                check_finite(factor.d, start)
+                found.append(factor)
+                continue
+            sizes = {n: weight.numel() for n, weight in own.items()}
+            flat = next(iter(own.values())).new_empty(len(batch[0]), sum(sizes.values()))
+            cut = flat.split(list(sizes.values()), dim=1)
+            views = {n: c.view(-1, *own[n].shape) for n, c in zip(own, cut, strict=True)}
+            write_gradients(layer, calls[name], views)
+            check_finite(flat, start)
+            found.append(flat)
+        yield found
+        start += len(batch[0])
+
+
+def _is_outer(layer: nn.Module, calls: list[tuple[Tensor, Tensor]], own: dict[str, Tensor]) -> bool:
+    """Whether the whole layer's gradient of an example is one outer product."""
+    whole = len(own) == len(list(layer.parameters(recurse=False)))
+    return isinstance(layer, nn.Linear) and whole and len(calls) == 1 and calls[0][0].ndim == 2
+
+
+def _inner(left: Factor | Tensor, right: Factor | Tensor) -> Tensor:
+    if isinstance(left, Factor) and isinstance(right, Factor):
+        return (left.a[:, 0] @ right.a[:, 0].mT) * (left.d[:, 0] @ right.d[:, 0].mT)
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left @ right.mT
+    raise UnsupportedLayer("a layer reads vectors in one data set and sequences in the other")
+
+
 def _factor(layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> Factor:
     parts = [patches(layer, x, d) for x, d in calls]
     a, d = torch.cat([a for a, _ in parts], 1), torch.cat([d for _, d in parts], 1)
     if layer.bias is not None:
         a = torch.cat([a, a.new_ones(*a.shape[:2], 1)], dim=-1)
     return Factor(a, d)
-
-
-def _write_gradients(layer: nn.Module, x: Tensor, d: Tensor, views: dict[str, Tensor]) -> None:
-    """Write one call's per-example gradients into views ``[b, *shape]`` of the flat gradients."""
-    weight, bias = views.get("weight"), views.get("bias")
-    if has_factors(layer):
-        a, rows = patches(layer, x, d)
-        if weight is not None:
-            weight = weight.view(*weight.shape[:2], -1)
-            # An outer product is ten times faster than a matrix product of inner length 1.
-            product = torch.mul if a.shape[1] == 1 else torch.bmm
-            product(rows.mT, a, out=weight)
-        if bias is not None:
-            torch.sum(rows, 1, out=bias)
-    elif isinstance(layer, nn.Embedding):
-        if weight is not None:
-            at = x.flatten(1)
-            example = torch.arange(len(x), device=x.device)[:, None].expand_as(at)
-            kept = torch.ones_like(at, dtype=torch.bool)
-            if layer.padding_idx is not None:
-                kept = at != layer.padding_idx
-            rows = d.reshape(*at.shape, -1)[kept]
-            weight.zero_().index_put_((example[kept], at[kept]), rows, accumulate=True)
-    else:
-        normal, shape, axis = _normalised(layer, x)
-        if weight is not None:
-            torch.sum((normal * d).reshape(shape), axis, out=weight)
-        if bias is not None:
-            torch.sum(d.reshape(shape), axis, out=bias)
-
-
-def _normalised(layer: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
-    """What a norm layer scales, the shape that splits it, and the axis that a gain spans."""
-    if isinstance(layer, nn.LayerNorm):
-        normal = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-        return normal, (len(x), -1, *layer.normalized_shape), 1
-    if isinstance(layer, nn.GroupNorm):
-        normal = F.group_norm(x, layer.num_groups, eps=layer.eps)
-    else:
-        assert isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))
-        normal = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
-    return normal, (*x.shape[:2], -1), 2
-
-
-def _own_names(name: str, layer: nn.Module) -> list[tuple[str, str]]:
-    """Names of a layer's own parameters, in the layer and in the model."""
-    own = [n for n, _ in layer.named_parameters(recurse=False)]
-    return [(n, f"{name}.{n}" if name else n) for n in own]
-
-
-def _check_sum(
-    model: nn.Module,
-    batch: tuple[Tensor, ...],
-    output: Output,
-    flat: Tensor,
-    weights: dict[str, Tensor],
-) -> None:
-    """Compare two examples' weighted sum with autograd: a weight may also be used elsewhere."""
-    pair = tuple(t[:2] for t in batch)
-    share = torch.arange(1, 1 + len(pair[0]), device=flat.device, dtype=flat.dtype)
-    named = dict(model.named_parameters())
-    frozen = [w for w in named.values() if not w.requires_grad]
-    for w in frozen:
-        w.requires_grad_(True)
-    try:
-        with evaluating(model), torch.enable_grad():
-            total = (output(model(pair[0]), *pair[1:]) * share).sum()
-            truth = torch.autograd.grad(
-                total, [named[n] for n in weights], allow_unused=True, materialize_grads=True
-            )
-    finally:
-        for w in frozen:
-            w.requires_grad_(False)
-    for (name, where), want in zip(slices(weights).items(), truth, strict=True):
-        got = share @ flat[: len(share), where]
-        if (got - want.flatten()).norm() > 1e-3 * want.norm() + 1e-6 * flat[:2].norm():
-            raise UnsupportedLayer(f"parameter {name!r} is used outside its layer's own call")

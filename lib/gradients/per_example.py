@@ -1,32 +1,20 @@
 """Per-example gradients of any output of a model, chunk by chunk, and of any functional.
 
-`stream` chooses between hooks (one batched pass; `lib.gradients.factored`) and ``torch.func``
-(any layer). `projected` turns gradients into features in one pass and never holds more than a
-chunk of them.
+`stream` chooses between hooks (one batched pass; `lib.gradients.hooks`) and ``torch.func``
+(any layer).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from lib.gradients.factored import UnsupportedLayer, factors, per_example_hooks
-from lib.gradients.flat import Data, batches, check_data, check_finite, evaluating, flatten, select
+from lib.gradients.flat import Data, batches, check_finite, evaluating, flatten, select
+from lib.gradients.hooks import UnsupportedLayer, per_example_hooks
 from lib.gradients.outputs import Output
-from lib.gradients.projections import RandomFactors
-
-
-class Projector(Protocol):
-    """What turns gradients into features; the interface of the traker package's projectors."""
-
-    @property
-    def k(self) -> int: ...
-
-    def project(self, grads: Tensor, model_id: int) -> Tensor: ...
 
 
 def stream(
@@ -147,59 +135,6 @@ def functional_gradient(
     if not rows.isfinite().all():
         raise ValueError("the functional's gradient holds NaN or infinity; look at the weights")
     return rows
-
-
-def projected(
-    model: nn.Module,
-    data: Data,
-    output: Output,
-    projector: Projector,
-    *,
-    model_id: int = 0,
-    block: Sequence[str] | None = None,
-    chunk: int = 64,
-    progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] | None = None,
-) -> Tensor:
-    """Projected per-example gradients in one pass over the data.
-
-    Args:
-        model, data, output, block, chunk: as for `stream`.
-        projector: for instance `SJLT(p, k, seed=0)`.
-        model_id: selects the projection, so that checkpoints have independent ones.
-        progress: wraps the loop over chunks, for instance ``tqdm``.
-
-    Returns:
-        ``[n, k]``. Beyond it the memory is that of a chunk, whatever n is.
-    """
-    features: Tensor | None = None
-    n, start = check_data(data, chunk), 0
-    parts = _projected_chunks(model, data, output, projector, model_id, block, chunk)
-    for part in parts if progress is None else progress(parts):
-        if features is None:
-            features = part.new_empty(n, part.shape[1])
-        features[start : start + len(part)] = part
-        start += len(part)
-    assert features is not None
-    return features
-
-
-def _projected_chunks(
-    model: nn.Module,
-    data: Data,
-    output: Output,
-    projector: Projector,
-    model_id: int,
-    block: Sequence[str] | None,
-    chunk: int,
-) -> Iterator[Tensor]:
-    if isinstance(projector, RandomFactors):
-        if block is not None:
-            raise ValueError("RandomFactors has its own choice of layers; leave block out")
-        for factored in factors(model, data, output, layers=projector.layers, chunk=chunk):
-            yield projector.project_factors(factored, model_id)
-        return
-    for gradients in stream(model, data, output, block=block, chunk=chunk):
-        yield projector.project(gradients, model_id)
 
 
 def _functional_stream(

@@ -8,6 +8,7 @@ freed comes back the same, on every device.
 - `SJLT`: sparse, work s a weight whatever k is. The one to use.
 - `CachedSigns`: dense signs, drawn once; memory p * k.
 - `RandomFactors`: a small projection on either side of every layer; needs no gradient at all.
+- `projected`: features of a data set in one pass, never more than a chunk of gradients.
 
 Source: document 4, the projection step; specification section 5.2.
 """
@@ -15,19 +16,32 @@ Source: document 4, the projection step; specification section 5.2.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.gradients.factored import Factor, factored_layers
-from lib.gradients.flat import select, size, slices
+from lib.gradients.factored import Factor, factored_layers, factors
+from lib.gradients.flat import Block, Data, check_data, select, size, slices
+from lib.gradients.outputs import Output
+from lib.gradients.per_example import stream
 
 # Weights whose gradients are transposed at a time: the copy of 64 examples then stays in a core's
 # cache, and takes no memory to speak of.
 _TILE = 2**13
+
+
+class Projector(Protocol):
+    """What turns gradients into features; the interface of the traker package's projectors."""
+
+    k: int
+
+    def project(self, grads: Tensor, model_id: int) -> Tensor: ...
+
+    def free_memory(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -243,6 +257,59 @@ class RandomFactors:
             pairs = {n: (side(o, self._ko), side(i, self._ki)) for n, (i, o) in self._sides.items()}
             self._held = model_id, dtype, pairs
         return self._held[2]
+
+
+def projected(
+    model: nn.Module,
+    data: Data,
+    output: Output,
+    projector: Projector,
+    *,
+    model_id: int = 0,
+    block: Block = None,
+    chunk: int = 64,
+    progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] | None = None,
+) -> Tensor:
+    """Projected per-example gradients in one pass over the data.
+
+    Args:
+        model, data, output, block, chunk: as for `stream`.
+        projector: for instance `SJLT(p, k, seed=0)`.
+        model_id: selects the projection, so that checkpoints have independent ones.
+        progress: wraps the loop over chunks, for instance ``tqdm``.
+
+    Returns:
+        ``[n, k]``. Beyond it the memory is that of a chunk, whatever n is.
+    """
+    features: Tensor | None = None
+    n, start = check_data(data, chunk), 0
+    parts = _projected_chunks(model, data, output, projector, model_id, block, chunk)
+    for part in parts if progress is None else progress(parts):
+        if features is None:
+            features = part.new_empty(n, part.shape[1])
+        features[start : start + len(part)] = part
+        start += len(part)
+    assert features is not None
+    return features
+
+
+def _projected_chunks(
+    model: nn.Module,
+    data: Data,
+    output: Output,
+    projector: Projector,
+    model_id: int,
+    block: Block,
+    chunk: int,
+) -> Iterator[Tensor]:
+    if isinstance(projector, RandomFactors):
+        if block is not None:
+            raise ValueError("RandomFactors has its own choice of layers; leave block out")
+        for factored in factors(model, data, output, layers=projector.layers, chunk=chunk):
+            yield projector.project_factors(factored, model_id)
+        return
+    for gradients in stream(model, data, output, block=block, chunk=chunk):
+        yield projector.project(gradients, model_id)
 
 
 def _tile_size(k: int) -> int:
