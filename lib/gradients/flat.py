@@ -112,4 +112,4 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _within(parameter: str, name: str) -> bool:
-    return parameter == name or parameter.startswith(f"{name}.")
+    return name in ("", parameter) or parameter.startswith(f"{name}.")  # "" is the model itself

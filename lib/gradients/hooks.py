@@ -59,7 +59,8 @@ def layer_calls(
         for handle in handles:
             handle.remove()
     for name, calls in seen.items():
-        if not calls or any(len(x) != n or len(probe) != n for x, probe in calls):
+        axes = 1 if isinstance(layers[name], nn.Embedding) else 2
+        if not calls or any(x.ndim < axes or {len(x), len(d)} != {n} for x, d in calls):
             raise UnsupportedLayer(
                 f"layer {name!r} was not called with the {n} examples as first axis"
             )
@@ -180,7 +181,7 @@ def _write_call(layer: nn.Module, x: Tensor, d: Tensor, views: dict[str, Tensor]
             torch.sum(rows, 1, out=bias)
     elif isinstance(layer, nn.Embedding):
         if weight is not None:
-            at = x.flatten(1)
+            at = x.reshape(len(x), -1)
             example = torch.arange(len(x), device=x.device)[:, None].expand_as(at)
             kept = torch.ones_like(at, dtype=torch.bool)
             if layer.padding_idx is not None:
