@@ -1,4 +1,4 @@
-"""The networks that the notebooks train: MLP, small CNN, ResNet-9, CIFAR ResNet-18 and -20.
+"""The networks that the notebooks train: MLP, small CNN, ResNets and a small transformer.
 
 `build` makes one by name with every weight drawn from the given generator, so that a seed means
 the same network alone, in a stack, or on another device. Layers carry the names that papers use
@@ -17,6 +17,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lib.transformer import Transformer
 
 ACTIVATIONS = {"relu": nn.ReLU, "selu": nn.SELU}
 
@@ -46,15 +48,21 @@ def build(
 
 @torch.no_grad()
 def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Draw all weights anew: He's normal initialisation (LeCun's under SELU), zero biases."""
-    gain = 1.0 if any(isinstance(m, nn.SELU) for m in model.modules()) else 2.0
+    """Draw all weights anew: He's normal initialisation, zero biases.
+
+    LeCun's, of half the variance, where units keep their scale by themselves (SELU, layer
+    normalisation); word embeddings are drawn small, so that training gives them their meaning.
+    """
+    gain = 1.0 if any(isinstance(m, (nn.SELU, nn.LayerNorm)) for m in model.modules()) else 2.0
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             fan_in = module.weight[0].numel()
             module.weight.normal_(0.0, (gain / fan_in) ** 0.5, generator=generator)
             if module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(0.0, 0.1, generator=generator)
+        elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
             module.reset_parameters()
     return model
 
@@ -214,6 +222,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "resnet9": ResNet9,
     "resnet18": ResNet18,
     "resnet20": ResNet20,
+    "transformer": Transformer,
 }
 
 

@@ -2,11 +2,13 @@
 
 Embedded, no download:
     digits         scikit-learn's 8x8 digits, split 1000 / 400 / 397
+    inference      pairs of sentences from a grammar, labelled by known rules
 Real, below DATA_ROOT (`make data` fetches what is public):
     cifar10        50,000 + 10,000 colour images, 32x32
     mnist          60,000 + 10,000 handwritten digits, 28x28
     fashion_mnist  60,000 + 10,000 pieces of clothing, 28x28
     housing        California housing, and a generated table with known entanglement
+    nlp            SNLI and RTE sentence pairs, and the vocabulary
 Shared:
     base           provenance, splits, verification, image archives
     idx            the file format of the two MNIST sets
