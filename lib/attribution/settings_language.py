@@ -9,6 +9,7 @@ Public names: `grammar_transformer`, `snli_transformer`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lib.attribution.truth import Setting
@@ -44,6 +45,6 @@ def snli_transformer(root: Path, n_train: int = 3000) -> Setting:
     return _setting("snli-transformer", spec, train, data.test)
 
 
-def _setting(name: str, spec: dict[str, object], train: Split, test: Split) -> Setting:
+def _setting(name: str, spec: Mapping[str, object], train: Split, test: Split) -> Setting:
     targets = Split(test.x[:N_TARGETS], test.y[:N_TARGETS])
     return Setting(name, "transformer", spec, RECIPE, train, targets, stack=STACK)
