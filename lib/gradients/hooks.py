@@ -65,7 +65,7 @@ def layer_calls(
                 f"layer {name!r} was not called with the {n} examples as first axis"
             )
     probes = [probe for calls in seen.values() for _, probe in calls]
-    found = torch.autograd.grad(values.sum(), probes, allow_unused=True)
+    found = torch.autograd.grad(values, probes, torch.ones_like(values), allow_unused=True)
     grads = iter(
         torch.zeros_like(p) if g is None else g for p, g in zip(probes, found, strict=True)
     )

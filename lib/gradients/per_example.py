@@ -80,7 +80,10 @@ def per_example_vmap(
     """Per-example gradients of any model by ``vmap(grad)``: arguments and result of `stream`."""
 
     def value(weights: dict[str, Tensor], x: Tensor, *rest: Tensor) -> Tensor:
-        return output(functional_call(model, weights, (x[None],))[0], *rest)
+        found = output(functional_call(model, weights, (x[None],))[0], *rest)
+        if found.ndim:
+            raise ValueError(f"want one output an example, a scalar, got {tuple(found.shape)}")
+        return found
 
     return _functional_stream(value, model, data, block, chunk)
 

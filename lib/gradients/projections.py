@@ -140,27 +140,28 @@ class CachedSigns:
         *,
         seed: int,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Prepare; arguments and errors as for `SJLT`.
 
         Args:
-            dtype: in which signs are kept and products taken; bfloat16 halves the memory and
-                rounds features to three digits.
+            dtype: in which signs are kept and products taken, None for that of the gradients;
+                bfloat16 halves the memory and rounds features to three digits.
         """
         _check_sizes(p, k)
         self.p, self.k, self.seed, self.dtype = p, k, seed, dtype
         self.proj_dim = k  # traker's name
         self.device = torch.device(device)
-        self._held: tuple[int, Tensor] | None = None
+        self._held: tuple[int, torch.dtype, Tensor] | None = None
 
     def project(self, grads: Tensor | dict[str, Tensor], model_id: int) -> Tensor:
         """Project gradients ``[b, p]`` (or a dict of ``[b, ...]``) to ``[b, k]`` features."""
         grads = _as_rows(grads, self.p)
-        if self._held is None or self._held[0] != model_id:
-            signs = _signs((self.p, self.k), _generator(self.seed, model_id), self.dtype)
-            self._held = model_id, signs.to(self.device)
-        return (grads.to(self.dtype) @ self._held[1]).to(grads.dtype) / self.k**0.5
+        dtype = self.dtype or grads.dtype
+        if self._held is None or self._held[:2] != (model_id, dtype):
+            signs = _signs((self.p, self.k), _generator(self.seed, model_id), dtype)
+            self._held = model_id, dtype, signs.to(self.device)
+        return (grads.to(dtype) @ self._held[2]).to(grads.dtype) / self.k**0.5
 
     def free_memory(self) -> None:
         """Drop the matrix; the next projection draws the same one again."""
