@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Product = Callable[[Tensor], Tensor]  # [p] -> [p], or [p, q] -> [p, q]
 Output = Callable[[Tensor], Tensor]  # outputs [T, C] -> one number a target [T]
 _BLOCK = 2**22  # numbers in the largest temporary of a block of examples
 
@@ -156,6 +157,22 @@ def _fit(loss: Loss, x: Tensor, y: Tensor, n_outputs: int, lam: float) -> Fit:
     curvature = loss.curvature(out)
     factor = cholesky(hessian_of(a, curvature, lam))
     return Fit(a, y, theta, lam, loss, loss.residual(out, y), curvature, factor)
+
+
+def product(fit: Fit, rows: Tensor | None = None) -> Product:
+    """Products with the Hessian of `fit`'s objective over `rows` (default all), penalty included.
+
+    For `lib.attribution.solvers`; vectors `[C D]` or several as columns `[C D, q]`.
+    """
+    a, curvature = (fit.a, fit.curvature) if rows is None else (fit.a[rows], fit.curvature[rows])
+
+    def times(v: Tensor) -> Tensor:
+        columns = v.reshape(*fit.theta.shape, -1)
+        out = torch.einsum("nd,cdq->nqc", a, columns) @ curvature
+        image = torch.einsum("nqc,nd->cdq", out, a) / len(a) + fit.lam * columns
+        return image.reshape(v.shape)
+
+    return times
 
 
 def hessian_of(a: Tensor, curvature: Tensor, lam: float) -> Tensor:

@@ -133,16 +133,16 @@ def test_solvers_against_cholesky(digits) -> None:
     found = solvers.conjugate_gradient(h, right, tolerance=1e-9, max_steps=65)
     assert ((found.x - exact).norm(dim=0) <= 1e-6 * exact.norm(dim=0)).all()
 
-    def product_of(rows: Tensor) -> solvers.Product:  # as hessian_product gives it, 5000 times
-        a, w = fit.a[rows], fit.curvature[rows, 0, 0]
-        return lambda v: a.mT @ (w[:, None] * (a @ v)) / len(rows) + 1e-3 * v
-
     generator = torch.Generator().manual_seed(0)
-    rows = torch.arange(10)
-    batch = gradients.hessian_product(model, (fit.a[:10], fit.y[:10]), logistic_loss, l2=1e-3)
-    torch.testing.assert_close(product_of(rows)(right), batch(right))
     series = solvers.lissa(
-        product_of, 1000, right, generator=generator, scale=2.0, depth=5000, batch=10, repeats=2
+        lambda rows: convex.product(fit, rows),
+        1000,
+        right,
+        generator=generator,
+        scale=2.0,
+        depth=5000,
+        batch=10,
+        repeats=2,
     )
     error = (series.x - exact).norm(dim=0) / exact.norm(dim=0)
     assert error.mean() <= 0.1

@@ -68,6 +68,18 @@ def test_fit_has_no_gradient_left_and_the_factor_is_the_hessians(kind: str) -> N
 
 
 @KINDS
+def test_product_is_that_of_the_hessian_over_any_rows(kind: str) -> None:
+    fit = fits()[kind]
+    v = torch.randn(fit.theta.numel(), 2, generator=torch.Generator().manual_seed(2)).double()
+    whole = fit.factor @ fit.factor.mT
+    assert_close(convex.product(fit)(v), whole @ v)
+    assert_close(convex.product(fit)(v[:, 0]), whole @ v[:, 0])
+    rows = torch.tensor([3, 3, 8])
+    part = convex.hessian_of(fit.a[rows], fit.curvature[rows], fit.lam)
+    assert_close(convex.product(fit, rows)(v), part @ v)
+
+
+@KINDS
 def test_influence_is_the_derivative_in_an_examples_weight(kind: str) -> None:
     fit = fits()[kind]
     targets = data()[2]
