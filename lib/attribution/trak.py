@@ -146,6 +146,7 @@ def trak_exact(
     ridge: float = 0.1,
     curvature: bool = False,
     leverage: bool = False,
+    block: Block = None,
     chunk: int = 64,
     each: Each | None = None,
 ) -> Attribution:
@@ -160,13 +161,13 @@ def trak_exact(
     def one(index: int, model: nn.Module) -> tuple[Tensor, Tensor]:
         q, bend = _slopes(model, train, output, loss)
         if callable(targets):
-            wanted = targets(model, None)
-            rows = gradients.stream(model, train, output, chunk=chunk)
+            wanted = targets(model, block)
+            rows = gradients.stream(model, train, output, block=block, chunk=chunk)
             cross = torch.cat([part @ wanted.to(part).T for part in rows])
         else:
-            cross = gradients.kernel(model, train, targets, output)
+            cross = gradients.kernel(model, train, targets, output, block=block)
         part = kernel_scores(
-            gradients.kernel(model, train, None, output),
+            gradients.kernel(model, train, None, output, block=block),
             cross,
             ridge=ridge,
             curvature=bend if curvature else None,
@@ -297,7 +298,7 @@ class _CentredLogit:
         return p[..., self.label].sqrt() * centred
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Whole:
     """The projector that keeps gradients as they are."""
 
