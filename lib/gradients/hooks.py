@@ -153,6 +153,7 @@ def per_example_hooks(
         if first == 0:
             _check_sum(model, batch, output, flat, weights)
         yield flat
+        del flat  # before the next chunk takes its memory
         first += len(batch[0])
 
 

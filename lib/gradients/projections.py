@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Protocol
 
 import torch
@@ -309,8 +310,9 @@ def _projected_chunks(
         for factored in factors(model, data, output, layers=projector.layers, chunk=chunk):
             yield projector.project_factors(factored, model_id)
         return
-    for gradients in stream(model, data, output, block=block, chunk=chunk):
-        yield projector.project(gradients, model_id)
+    chunks = stream(model, data, output, block=block, chunk=chunk)
+    # `map` drops a chunk before it asks for the next one, which a loop's variable would keep.
+    yield from map(projector.project, chunks, repeat(model_id))
 
 
 def _tile_size(k: int) -> int:
