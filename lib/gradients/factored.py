@@ -17,7 +17,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from lib.gradients.flat import Block, Data, batches, check_data, check_finite, select
+from lib.gradients.flat import Block, Data, batches, check_data, check_finite, chunk_size, select
 from lib.gradients.hooks import (
     UnsupportedLayer,
     has_factors,
@@ -46,14 +46,14 @@ def factors(
     output: Output,
     *,
     layers: Sequence[str] | None = None,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Iterator[dict[str, Factor]]:
     """Factored per-example gradients of linear and convolution layers, a chunk at a time.
 
     Args:
         model, data, output: as for `stream`.
         layers: names of modules; None is every layer that has factors.
-        chunk: examples at a time.
+        chunk: examples at a time, as for `stream`.
 
     Yields:
         Layer name to `Factor`; a layer called several times has its calls along T.
@@ -65,7 +65,7 @@ def factors(
     chosen = factored_layers(model, layers)
     next(per_example_hooks(model, [t[:2] for t in data], output, block=list(chosen)))  # verifies
     first = 0
-    for batch in batches(data, chunk):
+    for batch in batches(data, chunk_size(model, chunk)):
         calls = layer_calls(model, batch, output, chosen)
         found = {name: _factor(layer, calls.pop(name)) for name, layer in chosen.items()}
         for factor in found.values():

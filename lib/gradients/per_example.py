@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from lib.gradients.flat import Data, batches, check_finite, evaluating, flatten, select
+from lib.gradients.flat import Data, batches, check_finite, chunk_size, evaluating, flatten, select
 from lib.gradients.hooks import UnsupportedLayer, per_example_hooks
 from lib.gradients.outputs import Output
 
@@ -23,7 +23,7 @@ def stream(
     output: Output,
     *,
     block: Sequence[str] | None = None,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Iterator[Tensor]:
     """Gradients of ``output(model(x), y, ...)`` with respect to the weights, example by example.
 
@@ -37,7 +37,8 @@ def stream(
         output: maps model outputs and the rest of the data to one number an example, with and
             without the axis of examples (`margin`).
         block: names of parameters or modules; None is every parameter.
-        chunk: examples at a time; bounds the memory and does not change the result.
+        chunk: examples at a time; bounds the memory and does not change the result. None chooses
+            by the model's size (`chunk_size`).
 
     Yields:
         ``[b, p]`` in the model's dtype, rows in the order of the data, columns in the order of
@@ -63,7 +64,7 @@ def per_example(
     output: Output,
     *,
     block: Sequence[str] | None = None,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Tensor:
     """All per-example gradients ``[n, p]`` at once: `stream`, concatenated."""
     return torch.cat(list(stream(model, data, output, block=block, chunk=chunk)))
@@ -75,7 +76,7 @@ def per_example_vmap(
     output: Output,
     *,
     block: Sequence[str] | None = None,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Iterator[Tensor]:
     """Per-example gradients of any model by ``vmap(grad)``: arguments and result of `stream`."""
 
@@ -94,7 +95,7 @@ def functional_gradients(
     data: Data,
     *,
     block: Sequence[str] | None = None,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Tensor:
     """Per-example gradients of any functional of the weights, by ``torch.func``.
 
@@ -145,7 +146,7 @@ def _functional_stream(
     model: nn.Module,
     data: Data,
     block: Sequence[str] | None,
-    chunk: int,
+    chunk: int | None,
 ) -> Iterator[Tensor]:
     fixed, weights = select(model), select(model, block)
 
@@ -154,7 +155,7 @@ def _functional_stream(
 
     gradients = vmap(grad(value), in_dims=(None, *(0 for _ in data)))
     first = 0
-    for batch in batches(data, chunk):
+    for batch in batches(data, chunk_size(model, chunk)):
         with evaluating(model), torch.no_grad():
             flat = flatten(gradients(weights, *batch), leading=1)
         check_finite(flat, first)

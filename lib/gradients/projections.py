@@ -30,9 +30,9 @@ from lib.gradients.flat import Block, Data, check_data, select, size, slices
 from lib.gradients.outputs import Output
 from lib.gradients.per_example import stream
 
-# Weights whose gradients are transposed at a time: the copy of 64 examples then stays in a core's
+# Weights and examples whose gradients are transposed at a time: the copy then stays in a core's
 # cache, and takes no memory to speak of.
-_TILE = 2**13
+_TILE, _ROWS = 2**13, 64
 
 
 class Projector(Protocol):
@@ -91,17 +91,21 @@ class SJLT:
     def project(self, grads: Tensor | dict[str, Tensor], model_id: int) -> Tensor:
         """Project gradients ``[b, p]`` (or a dict of ``[b, ...]``) to ``[b, k]`` features."""
         grads = _as_rows(grads, self.p)
-        out = grads.new_zeros(self.k, len(grads))
+        tiles = self._tiles(model_id, grads.dtype)
         # Summing rows of the transpose, each the b numbers of a weight, is five times faster than
         # a product with a sparse matrix (measured); the transpose is the larger part of the work.
-        scratch = grads.new_empty(min(self.p, _tile_size(self.k)), len(grads))
-        for tile in self._tiles(model_id, grads.dtype):
-            part = grads[:, tile.columns].mT
-            rows = scratch[: len(part)].copy_(part)
-            out += F.embedding_bag(
-                tile.weight, rows, tile.starts, mode="sum", per_sample_weights=tile.sign
-            )
-        return out.mT.contiguous()
+        scratch = grads.new_empty(min(self.p, _tile_size(self.k)) * min(len(grads), _ROWS))
+        out = grads.new_empty(len(grads), self.k)
+        for rows, done in zip(grads.split(_ROWS), out.split(_ROWS), strict=True):
+            total = grads.new_zeros(self.k, len(rows))
+            for tile in tiles:
+                part = rows[:, tile.columns].mT
+                transposed = scratch[: part.numel()].view(part.shape).copy_(part)
+                total += F.embedding_bag(
+                    tile.weight, transposed, tile.starts, mode="sum", per_sample_weights=tile.sign
+                )
+            done.copy_(total.mT)
+        return out
 
     def free_memory(self) -> None:
         """Drop the matrix; the next projection draws the same one again."""
@@ -269,7 +273,7 @@ def projected(
     *,
     model_id: int = 0,
     block: Block = None,
-    chunk: int = 64,
+    chunk: int | None = None,
     progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] | None = None,
 ) -> Tensor:
     """Projected per-example gradients in one pass over the data.
@@ -284,7 +288,7 @@ def projected(
         ``[n, k]``. Beyond it the memory is that of a chunk, whatever n is.
     """
     features: Tensor | None = None
-    n, start = check_data(data, chunk), 0
+    n, start = check_data(data), 0
     parts = _projected_chunks(model, data, output, projector, model_id, block, chunk)
     for part in parts if progress is None else progress(parts):
         if features is None:
@@ -302,7 +306,7 @@ def _projected_chunks(
     projector: Projector,
     model_id: int,
     block: Block,
-    chunk: int,
+    chunk: int | None,
 ) -> Iterator[Tensor]:
     if isinstance(projector, RandomFactors):
         if block is not None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lib import gradients, models
 from lib.gradients import cross_entropy, margin
+from lib.gradients.flat import chunk_size
 
 Case = tuple[nn.Module, tuple[Tensor, Tensor]]
 
@@ -308,3 +309,11 @@ def test_flat_order_round_trip() -> None:
     assert flat.shape == (gradients.size(weights),)
     for name, weight in gradients.unflatten(flat, weights).items():
         torch.testing.assert_close(weight, dict(model.named_parameters())[name].detach())
+
+
+def test_a_chunk_is_chosen_by_the_model_s_size() -> None:
+    small, _ = case("mlp")
+    large = models.build("resnet9", torch.Generator().manual_seed(0))
+    assert chunk_size(small, None) == 512
+    assert chunk_size(large, None) == 16
+    assert chunk_size(large, 100) == 100
