@@ -26,6 +26,7 @@ from lib.attribution.subsets import check_subsets
 
 RIDGES = tuple(10.0 ** (k / 4) for k in range(4, 17))  # rho from 10 to 10,000
 MAX_STEPS = 5000
+CHOICE_TOL = 1e-3  # along the path; a tenth of it chooses the same penalties (measured)
 CHECK_EVERY = 10  # steps between looks at who has converged
 
 
@@ -97,7 +98,7 @@ def fit_lasso(
     gram, cross = moments.gram.float(), moments.cross.float()
     step = 1 / _top_eigenvalue(gram)
     for penalty in penalties:  # from the previous solution; single precision is enough to choose
-        weights = _fista(gram, cross, penalty.float() / 2, weights, step, tol=1e-4)
+        weights = _fista(gram, cross, penalty.float() / 2, weights, step, tol=CHOICE_TOL)
         errors.append(moments.error(weights.double(), *choosing))
         counts.append((weights != 0).sum(0))
     path = Path(penalties, torch.stack(errors), torch.stack(counts))

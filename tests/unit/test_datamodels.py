@@ -73,7 +73,7 @@ def test_the_penalty_is_the_one_with_the_smallest_held_out_error(planted):
     k, a = 5, int(0.9 * M)  # one point of the path, fitted by hand on the first 90%
     alone = datamodels.lasso(subsets[:a], outputs[:a], N, penalty=model.path.penalties[k])
     error = (alone.predict(subsets[a:]) - outputs[a:]).square().mean(0)
-    assert_close(model.path.error[k], error, rtol=1e-3, atol=0)  # single precision, loose stop
+    assert_close(model.path.error[k], error, rtol=0.02, atol=0)  # the path stops early
 
 
 def test_lasso_recovers_a_planted_sparse_truth(planted):
