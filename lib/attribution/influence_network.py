@@ -1,0 +1,306 @@
+"""Influence against retraining for a small convolutional network.
+
+Document 4, influence functions; Koh and Liang's protocol (specification 1.4): a network without
+pooling and with smooth activations, trained on all data at once to a small gradient; the points of
+largest influence on one misclassified test point are left out one by one, and training goes on from
+the trained weights. The control goes on as long with every point.
+
+Training is L-BFGS in coordinates in which the Gauss-Newton matrix is the identity: a network of
+about a thousand weights has a small one, and plain L-BFGS needs eight times as many passes over the
+data for the same gradient (measured).
+
+In reading order: `build`, `train`, `descend`, `matrix`, `retrain`, `Study`, `study`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import vector_to_parameters
+
+from lib import cache, gradients, models, training
+from lib.attribution import influence, solvers
+from lib.attribution.influence_studies import Comparison
+from lib.data.base import Split
+from lib.features import Progress
+
+WARM_UP = training.Recipe(epochs=60, batch_size=50, lr=3e-3, optimizer="adam", schedule="cosine")
+
+
+BLOCK = 10  # retrainings an entry of the cache
+MAX_STEPS = 200  # of one retraining
+
+
+class AllConv(nn.Sequential):
+    """Three 3x3 convolutions with tanh, the later ones in steps of two, and class maps averaged."""
+
+    def __init__(self, channels: int, n_out: int = 10) -> None:
+        super().__init__()
+        for i, (fan_in, step) in enumerate(((1, 1), (channels, 2), (channels, 2)), 1):
+            conv = nn.Conv2d(fan_in, channels, 3, step, 1)
+            self.add_module(f"conv{i}", nn.Sequential(conv, nn.Tanh()))
+        self.add_module("maps", nn.Conv2d(channels, n_out, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mean((2, 3))
+
+
+def build(channels: int, seed: int) -> AllConv:
+    """A network with weights drawn from `seed`."""
+    return models.initialise(AllConv(channels), torch.Generator().manual_seed(seed)).double()  # type: ignore[return-value]
+
+
+def train(
+    data: Split, channels: int, l2: float, seed: int, *, tol: float = 1e-5, max_rounds: int = 60
+) -> AllConv:
+    """A network whose gradient of `mean loss + l2/2 |weights|^2` is at most `tol`, float64.
+
+    Args:
+        tol: largest coordinate of the gradient.
+
+    Raises:
+        ValueError: `max_rounds` of a hundred steps do not reach `tol`.
+    """
+    model = build(channels, seed)
+    generator = torch.Generator().manual_seed(seed)
+    training.train(model, data.x, data.y, WARM_UP, generator=generator)
+    for _ in range(max_rounds):
+        factor = _factor(model, data, l2, damping=l2)
+        if descend(model, data, l2, factor, tol=tol, max_steps=100) <= tol:
+            return model
+    raise ValueError(f"{max_rounds} rounds do not bring the gradient to {tol:.0e}; raise l2")
+
+
+def descend(
+    model: nn.Module,
+    data: Split,
+    l2: float,
+    factor: Tensor,
+    *,
+    tol: float,
+    max_steps: int,
+    left_out: int | None = None,
+) -> float:
+    """L-BFGS in coordinates in which the Gauss-Newton matrix is the identity; changes `model`.
+
+    Args:
+        factor: Cholesky factor `[p, p]` of the damped Gauss-Newton matrix.
+        left_out: a point that the objective leaves out.
+
+    Returns:
+        The largest coordinate of the gradient at the end.
+    """
+    from scipy.optimize import minimize
+
+    start = _flat(list(model.parameters())).detach()
+    largest = float("inf")
+
+    def objective(moved: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal largest
+        step = torch.linalg.solve_triangular(
+            factor.mT, torch.from_numpy(moved)[:, None], upper=True
+        )
+        vector_to_parameters(start + step[:, 0], model.parameters())
+        value, slope = _objective(model, data, l2, left_out)
+        largest = slope.abs().max().item()
+        inner = torch.linalg.solve_triangular(factor, slope[:, None], upper=False)
+        return value, inner[:, 0].numpy()
+
+    def stop(_: np.ndarray) -> None:
+        if largest <= tol:
+            raise StopIteration
+
+    options = {"maxcor": 50, "maxiter": max_steps, "gtol": 0.0, "ftol": 0.0}
+    found = minimize(
+        objective,
+        np.zeros(len(start)),
+        jac=True,
+        method="L-BFGS-B",
+        callback=stop,
+        options=options,
+    )
+    objective(found.x)
+    return largest
+
+
+def _factor(model: nn.Module, data: Split, l2: float, damping: float) -> Tensor:
+    g = matrix(model, data, l2)
+    return torch.linalg.cholesky(g + damping * torch.eye(len(g), dtype=g.dtype))
+
+
+def matrix(model: nn.Module, data: Split, l2: float) -> Tensor:
+    """The Gauss-Newton matrix of `mean loss + l2/2 |weights|^2`, `[p, p]`.
+
+    The mean over examples and labels c, by the model's probability of c, of the outer products of
+    the loss gradients for label c: for cross-entropy that is `J' H_out J`.
+    """
+    p = F.softmax(training.predict(model, data.x), 1)
+    total = torch.zeros(())
+    for c in range(p.shape[1]):
+        labels = torch.full_like(data.y, c)
+        start = 0
+        for part in gradients.stream(
+            model, (data.x, labels), gradients.cross_entropy, chunk=len(data)
+        ):
+            rows = part * p[start : start + len(part), c, None].sqrt()
+            total = total + rows.mT @ rows
+            start += len(part)
+    g = total / len(data)
+    g.diagonal().add_(l2)
+    return g
+
+
+def retrain(
+    model: nn.Module,
+    data: Split,
+    l2: float,
+    factor: Tensor,
+    left_out: int | None,
+    *,
+    tol: float,
+    max_steps: int,
+) -> nn.Module:
+    """Go on training a copy, without one point (None: with all of them); see `descend`."""
+    found = copy.deepcopy(model)
+    descend(found, data, l2, factor, tol=tol, max_steps=max_steps, left_out=left_out)
+    return found
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was predicted for the left-out points, and what retraining gave."""
+
+    plain: Comparison  # actual: loss after retraining less the trained network's
+    controlled: Comparison  # less the control's: the same steps with every point
+    control: float  # change of the test point's loss by training on
+    row: int  # of the test point
+    accuracy: float  # on the test rows
+    n_weights: int
+    hessian: str  # "Hessian" or, where it has negative curvature, "Gauss-Newton"
+    steps: int  # of conjugate gradients
+
+
+def study(
+    data: Split,
+    test: Split,
+    *,
+    channels: int,
+    lam: float,
+    damping: float,
+    n_removed: int,
+    seed: int,
+    tol: float = 1e-6,
+    progress: Progress | None = None,
+) -> Study:
+    """Train, predict, leave out; trainings come from the cache, so that a killed run goes on.
+
+    Args:
+        data, test: images `[n, 1, h, w]` float64 and labels.
+        damping: of conjugate gradients.
+        tol: largest coordinate of the gradient after each retraining, a tenth of the training's.
+    """
+    config: dict[str, object] = {
+        "channels": channels,
+        "lam": lam,
+        "seed": seed,
+        "data": cache.state_hash({"x": data.x, "y": data.y}),
+    }
+    model = build(channels, seed)
+    state = cache.fetch(
+        "all-conv",
+        config,
+        lambda: dict(train(data, channels, lam, seed).state_dict()),
+        code=[train, AllConv],
+    )
+    model.load_state_dict(state)
+    model.eval()
+    out = training.predict(model, test.x)
+    row = int((out.argmax(1) != test.y).nonzero()[0])
+    point = test.x[row : row + 1], test.y[row : row + 1]
+    wanted = gradients.per_example(model, point, gradients.cross_entropy)[0]
+    solution, name = _solved(model, data, lam, damping, wanted)
+    tau = influence.scores(model, (data.x, data.y), solution.x[None], chunk=500)[:, 0]
+    rows = tau.abs().argsort(descending=True)[:n_removed]
+    config |= {"test": cache.state_hash({"x": point[0], "y": point[1]}), "tol": tol}
+    losses = _losses_without(model, data, point, lam, rows, tol, config, progress)
+    base = gradients.cross_entropy(out[row : row + 1], point[1])
+    return Study(
+        Comparison(-tau[rows], losses[1:] - base),
+        Comparison(-tau[rows], losses[1:] - losses[0]),
+        (losses[0] - base).item(),
+        row,
+        (out.argmax(1) == test.y).double().mean().item(),
+        len(wanted),
+        name,
+        solution.steps,
+    )
+
+
+def _losses_without(
+    model: nn.Module,
+    data: Split,
+    point: tuple[Tensor, Tensor],
+    lam: float,
+    rows: Tensor,
+    tol: float,
+    config: dict[str, object],
+    progress: Progress | None,
+) -> Tensor:
+    """The test point's loss after training on with every point, then without each of `rows`."""
+    factor = _factor(model, data, lam, damping=lam)
+    left_out = [None, *rows.tolist()]
+    blocks = range(0, len(left_out), BLOCK)
+    losses = []
+    for start in progress(blocks) if progress else blocks:
+        chosen = left_out[start : start + BLOCK]
+
+        def build_losses(chosen: list[int | None] = chosen) -> dict[str, Tensor]:
+            nets = (
+                retrain(model, data, lam, factor, k, tol=tol, max_steps=MAX_STEPS) for k in chosen
+            )
+            out = torch.cat([training.predict(net, point[0]) for net in nets])
+            return {"losses": gradients.cross_entropy(out, point[1].expand(len(out)))}
+
+        entry = cache.fetch(
+            "all-conv-left-out",
+            {**config, "rows": chosen},
+            build_losses,
+            code=[train, AllConv, retrain],
+        )
+        losses.append(entry["losses"])
+    return torch.cat(losses)
+
+
+def _solved(
+    model: nn.Module, data: Split, lam: float, damping: float, right: Tensor
+) -> tuple[solvers.Solution, str]:
+    pair = data.x, data.y
+    try:
+        h = gradients.hessian_product(model, pair, gradients.cross_entropy, l2=lam)
+        return solvers.conjugate_gradient(h, right, damping=damping), "Hessian"
+    except solvers.NegativeCurvature:
+        g = gradients.ggn_product(model, pair, gradients.cross_entropy, l2=lam)
+        return solvers.conjugate_gradient(g, right, damping=damping), "Gauss-Newton"
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _objective(
+    model: nn.Module, data: Split, l2: float, left_out: int | None = None
+) -> tuple[float, Tensor]:
+    """Value and flat gradient of the mean loss (1/n of all points) plus the penalty."""
+    weights = list(model.parameters())
+    with torch.enable_grad():
+        losses = gradients.cross_entropy(model(data.x), data.y)
+        total = losses.sum() if left_out is None else losses.sum() - losses[left_out]
+        value = total / len(data) + l2 / 2 * sum(w.square().sum() for w in weights)
+        found = torch.autograd.grad(value, weights)
+    return value.item(), _flat(found)
