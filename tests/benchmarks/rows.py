@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lib import models, probes, training
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison."""
-
-    ours: Callable[[], object]
-    peer: Callable[[], object]
-    agree: Callable[[object, object], tuple[bool, str]]
-    peer_name: str
-    target: float  # how many times faster ours must be
-    sizes: str
+from tests.benchmarks import rows_attribution
+from tests.benchmarks.row import Row
 
 
 def stacked_training() -> Row:
@@ -116,4 +105,5 @@ def ridge_probes() -> Row:
 ROWS: dict[str, Callable[[], Row]] = {
     "stacked-training/digits-mlp-100": stacked_training,
     "batched-ridge-probes": ridge_probes,
+    **rows_attribution.ROWS,
 }
