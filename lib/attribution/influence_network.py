@@ -9,7 +9,7 @@ Training is L-BFGS in coordinates in which the Gauss-Newton matrix is the identi
 about a thousand weights has a small one, and plain L-BFGS needs eight times as many passes over the
 data for the same gradient (measured).
 
-In reading order: `build`, `train`, `descend`, `matrix`, `retrain`, `Study`, `study`.
+In reading order: `build`, `as_images`, `train`, `descend`, `matrix`, `retrain`, `Study`, `study`.
 """
 
 from __future__ import annotations
@@ -54,6 +54,13 @@ class AllConv(nn.Sequential):
 def build(channels: int, seed: int) -> AllConv:
     """A network with weights drawn from `seed`."""
     return models.initialise(AllConv(channels), torch.Generator().manual_seed(seed)).double()  # type: ignore[return-value]
+
+
+def as_images(split: Split) -> Split:
+    """Flat square images as `[n, 1, side, side]` float64, those beyond 16 pixels at half size."""
+    side = int(split.x.shape[1] ** 0.5)
+    x = split.x.double().view(-1, 1, side, side)
+    return Split(F.avg_pool2d(x, 2) if side > 16 else x, split.y)
 
 
 def train(

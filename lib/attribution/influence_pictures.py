@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -82,23 +81,26 @@ def comparison_panels(found: Mapping[str, Comparison], what: str, *, equal: bool
 
 
 def cloud(axis: Axes, predicted: Tensor, actual: Tensor, size: float = 3) -> None:
-    """Points, and the diagonal over their range."""
-    span = torch.cat([predicted, actual])
-    ends = [span.min().item(), span.max().item()]
-    axis.plot(ends, ends, color=ROLE["document"], linewidth=0.8, linestyle="--")
+    """Points, and the diagonal."""
+    diagonal(axis)
     axis.scatter(
         predicted, actual, s=size, color=ROLE["main"], alpha=0.6, linewidths=0, rasterized=True
     )
     axis.locator_params(nbins=5)
 
 
+def diagonal(axis: Axes) -> None:
+    """Where predicted is actual; does not widen the axes."""
+    axis.axline((0, 0), slope=1, color=ROLE["document"], linewidth=0.8, linestyle="--")
+
+
 def group_panels(groups: Sequence[Groups], what: str) -> Figure:
-    """Actual against predicted changes of groups of several sizes, logarithmic where coherent."""
+    """Actual against predicted changes of groups of several sizes."""
     fig, axes = figures.panels(1, 3, height=2.6)
     kinds = (
-        ("random groups, first order", [g.random for g in groups]),
-        ("most helpful groups, first order", [g.coherent for g in groups]),
-        ("most helpful groups, Newton step", [g.coherent_newton for g in groups]),
+        ("random, first order", [g.random for g in groups]),
+        ("most helpful, first order", [g.coherent for g in groups]),
+        ("most helpful, Newton step", [g.coherent_newton for g in groups]),
     )
     for axis, (words, found) in zip(axes, kinds, strict=True):
         for k, (group, comparison) in enumerate(zip(groups, found, strict=True)):
@@ -114,17 +116,11 @@ def group_panels(groups: Sequence[Groups], what: str) -> Figure:
                 label=f"{group.share:.0%} of the points",
                 rasterized=True,
             )
-        low, high = _ends([z for c in found for z in (c.predicted, c.actual)])
-        axis.plot([low, high], [low, high], color=ROLE["document"], linewidth=0.8, linestyle="--")
+        diagonal(axis)
         axis.set_title(words)
         axis.set_xlabel(f"predicted change of {what}")
     axes[0].set_ylabel("actual change, retrained")
     return fig
-
-
-def _ends(parts: Sequence[Tensor]) -> tuple[float, float]:
-    every = torch.cat(list(parts))
-    return every.min().item(), every.max().item()
 
 
 def group_rows(groups: Mapping[str, Sequence[Groups]]) -> list[dict[str, object]]:
@@ -166,7 +162,7 @@ def distance_panels(found: Neighbours, target: int) -> Figure:
             )
         axis.axhline(0, color=ROLE["document"], linewidth=0.6)
         axis.set_title(words)
-        axis.set_xlabel("distance to the test image (pixels)")
+        axis.set_xlabel("distance (pixels)")
     axes[0].set_ylabel("influence on its margin × 1000")
     return fig
 
