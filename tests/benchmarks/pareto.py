@@ -25,7 +25,7 @@ from lib import gradients, training
 from lib.attribution import baselines, datamodels, kfac, metrics, settings, solvers, trak, truth
 from lib.attribution.influence import arnoldi_influence, influence
 from tests.benchmarks import peers
-from tests.benchmarks.rows_attribution import TIE, TUNED, K
+from tests.benchmarks.rows_attribution import TIE, TUNED, K, trak_factored
 
 ROOT = Path(__file__).resolve().parents[2]
 N_MODELS = 20
@@ -156,6 +156,7 @@ def _entries(setting: truth.Setting, networks: list[nn.Module]) -> list[Entry]:
 
     for m in (1, 2, 3, 5, 10, 20):
         add("ours", f"TRAK k={K}", m, _trak, k=K, ridge=TUNED["ours"])
+        add("ours", "TRAK, factored projection", m, trak_factored)
         add("ours", "EK-FAC", m, _ekfac)
         add("ours", "K-FAC", m, _kfac)
     for m in (1, 5, 10, 20):

@@ -161,12 +161,18 @@ def dattri_tracin(models: Models, train: Data, targets: Data) -> Tensor:
 
 
 def kronfluence(
-    models: Models, train: Data, targets: Data, *, damping: float | None = None
+    models: Models,
+    train: Data,
+    targets: Data,
+    *,
+    damping: float | None = None,
+    empirical: bool = False,
 ) -> Tensor:
     """EK-FAC of kronfluence, mean over networks.
 
     Args:
         damping: absolute; None for a tenth of each layer's mean eigenvalue, which is ours too.
+        empirical: true labels in the Fisher matrix instead of sampled ones.
     """
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -198,7 +204,7 @@ def kronfluence(
                 "factors",
                 rows,
                 per_device_batch_size=500,
-                factor_args=FactorArguments(strategy="ekfac"),
+                factor_args=FactorArguments(strategy="ekfac", use_empirical_fisher=empirical),
             )
             analyzer.compute_pairwise_scores(
                 "scores",

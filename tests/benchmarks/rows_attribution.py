@@ -22,6 +22,7 @@ from tests.benchmarks.row import Row
 
 N_MODELS = 10
 K = 256
+SIDES = {"ki": 16, "ko": 12}  # 352 numbers, the fastest of ours whose held-out score ties
 # On 50 subsets (2 networks each, seed 2000) among .1, .3, 1, 3 of the mean diagonal for ours, and
 # among powers of ten and thrice them, absolute, for the peers: the best held-out score.
 TIE = 0.005  # scores closer than this are equal: a fifth of their 95% half-width
@@ -100,13 +101,24 @@ def _end_to_end(name: str, peer: Callable[..., Tensor]) -> Row:
         return found[0] >= found[1] - TIE, f"LDS {found[0]:.3f} and {found[1]:.3f}"
 
     return Row(
-        ours=lambda: trak.trak(checkpoints, train, targets, k=K, ridge=TUNED["ours"]).tau,
+        ours=lambda: trak_factored(checkpoints, train, targets),
         peer=lambda: peer(checkpoints, train, targets, k=K, ridge=TUNED[name]),
         agree=agree,
         peer_name=name,
         target=5.0,
-        sizes=f"{N_MODELS} networks of 4,810 weights, 1,000 rows, 200 targets, k = {K}",
+        sizes=f"{N_MODELS} networks of 4,810 weights, 1,000 rows, 200 targets; the peer's k = {K}",
     )
+
+
+def trak_factored(networks: peers.Models, train: peers.Data, targets: peers.Data) -> Tensor:
+    """TRAK with a random projection on either side of every layer, our fastest here."""
+
+    def projection(p: int, k: int, *, seed: int, device: torch.device | str) -> object:
+        return gradients.RandomFactors(networks[0], **SIDES, seed=seed, device=device)
+
+    return trak.trak(
+        networks, train, targets, k=K, ridge=TUNED["ours"], projection=projection, chunk=1000
+    ).tau
 
 
 def trak_traker() -> Row:
@@ -124,17 +136,22 @@ def ekfac_kronfluence() -> Row:
     train, targets = _rows()
     model = _digits()[2][0]
 
-    def ours() -> Tensor:
-        curvature = kfac.fit_ekfac(model, train[0], generator=torch.Generator().manual_seed(0))
+    def tau(sample: kfac.Sample) -> Tensor:
+        curvature = kfac.fit_ekfac(
+            model, train[0], generator=torch.Generator().manual_seed(0), sample=sample
+        )
         return kfac.influence(curvature, model, train, targets, damping=0.1)
 
     def agree(a: Tensor, b: Tensor) -> tuple[bool, str]:
-        same = metrics.pearson(a.double(), b.double())
-        words = f"Pearson {same.mean():.3f} a target on average, {same.min():.3f} at least"
-        return same.mean().item() >= 0.98, words
+        """With the true labels: one sampled label a row leaves two seeds of ours at .82."""
+        exact = peers.kronfluence([model], train, targets, empirical=True)
+        same = metrics.pearson(tau(lambda out, _: train[1]).double(), exact.double())
+        sampled = metrics.pearson(a.double(), b.double()).mean()
+        words = f"least Pearson of a target {same.min():.4f} (labels sampled: mean {sampled:.2f})"
+        return same.min().item() >= 0.98, words
 
     return Row(
-        ours=ours,
+        ours=lambda: tau(kfac.categorical),
         peer=lambda: peers.kronfluence([model], train, targets),
         agree=agree,
         peer_name="kronfluence",
