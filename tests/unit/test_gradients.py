@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from lib import gradients, models
-from lib.gradients import cross_entropy, margin
+from lib.gradients import cross_entropy, hooks, margin
 from lib.gradients.flat import chunk_size
 
 Case = tuple[nn.Module, tuple[Tensor, Tensor]]
@@ -107,9 +107,9 @@ NAMES = ["mlp", "cnn", "sequences", "odd"]
 def test_hooks_and_vmap_give_the_gradients_of_a_loop(name: str, output: gradients.Output) -> None:
     model, data = case(name)
     want = loop(model, data, output)
-    hooks = torch.cat(list(gradients.per_example_hooks(model, data, output)))
+    by_hooks = torch.cat(list(gradients.per_example_hooks(model, data, output)))
     by_vmap = torch.cat(list(gradients.per_example_vmap(model, data, output)))
-    torch.testing.assert_close(hooks, want)
+    torch.testing.assert_close(by_hooks, want)
     torch.testing.assert_close(by_vmap, want)
     torch.testing.assert_close(gradients.per_example(model, data, output), want)
 
@@ -117,10 +117,10 @@ def test_hooks_and_vmap_give_the_gradients_of_a_loop(name: str, output: gradient
 def test_resnet9_in_eval_mode() -> None:
     model, data = case("resnet9", n=2, dtype=torch.float32)
     want = loop(model, data, margin)
-    hooks = gradients.per_example(model, data, margin)
+    by_hooks = gradients.per_example(model, data, margin)
     by_vmap = torch.cat(list(gradients.per_example_vmap(model, data, margin)))
     scale = want.abs().max()
-    torch.testing.assert_close(hooks / scale, want / scale, atol=1e-5, rtol=0)
+    torch.testing.assert_close(by_hooks / scale, want / scale, atol=1e-5, rtol=0)
     torch.testing.assert_close(by_vmap / scale, want / scale, atol=1e-5, rtol=0)
 
 
@@ -317,3 +317,13 @@ def test_a_chunk_is_chosen_by_the_model_s_size() -> None:
     assert chunk_size(small, None) == 512
     assert chunk_size(large, None) == 16
     assert chunk_size(large, 100) == 100
+
+
+def test_a_large_convolution_goes_one_example_at_a_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(64, 64, 3, stride=(2, 1), dilation=(1, 2), padding=(1, 0))
+    model = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(3 * 64, 3)).double()
+    data = torch.randn(3, 64, 5, 5, generator=generator).double(), torch.arange(3)
+    assert conv.weight.numel() >= hooks.LARGE
+    found = torch.cat(list(gradients.per_example_hooks(model, data, margin)))
+    torch.testing.assert_close(found, loop(model, data, margin))
