@@ -105,12 +105,12 @@ def representer_points(model: nn.Module, train: Data, targets: Data, *, l2: floa
 
     Source: specification section 4.6 (RPS-L2).
     """
-    a, b = penultimate(model, train[0]).double(), penultimate(model, targets[0]).double()
+    a, b = penultimate(model, train[0]), penultimate(model, targets[0])
     n_classes = int(torch.cat([train[1], targets[1]]).max()) + 1
     fit = fit_multinomial(a, train[1], lam=2 * l2, n_classes=n_classes)
     slope = fit.out(a).softmax(1) - F.one_hot(train[1], n_classes)
     alpha = -slope / (2 * l2 * len(a))
-    return (alpha[:, targets[1]] * (design(a) @ design(b).T)).to(train[0].dtype)
+    return (alpha[:, targets[1]] * (design(a) @ design(b).T)).to(a.dtype)
 
 
 def random(n: int, n_targets: int, generator: torch.Generator) -> Tensor:

@@ -186,6 +186,7 @@ def ridge_utility(
     a, at = _with_bias(x), _with_bias(tx)
     n_classes = int(torch.cat([y, ty]).max()) + 1
     coded = 2 * F.one_hot(y, n_classes).double() - 1
+    own = ty[:, None]
 
     def walk(orders: Tensor) -> Iterator[Tensor]:
         eye = torch.eye(a.shape[1], dtype=a.dtype, device=a.device) / l2
@@ -199,7 +200,7 @@ def ridge_utility(
             error = coded[rows][:, None] - row.mT @ weight
             weight = weight + gain_scaled @ error
             inverse.baddbmm_(gain_scaled, gain.mT, alpha=-1)
-            yield torch.einsum("td,pdt->pt", at, weight[:, :, ty])
+            yield (at @ weight).gather(2, own.expand(len(orders), -1, 1)).squeeze(2)
 
     return walk
 

@@ -1,0 +1,433 @@
+"""What notebook 45 computes: the score of every method against what it costs, on one truth.
+
+Document 4, TRAK: the figure of LDS against compute; specification section 6. A method's cost is in
+training runs: operations by formula (`lib.attribution.cost`) over those of one network trained on
+half of the rows, the networks it needs included. Settings of methods are the usual ones and were
+not tuned on this truth.
+
+Public names: `ground`, `Ground`, `Point`, `trak_steps`, `trak_points`, `datamodel_points`,
+`influence_points`, `kronecker_points`, `similarity_points`, `valuation_points`, `best`,
+`front`, `crossing`, `saving`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
+from math import exp, log
+
+import torch
+from torch import Tensor, nn
+
+from lib import gradients, models, training
+from lib.attribution import (
+    baselines,
+    cost,
+    datamodels,
+    influence,
+    kfac,
+    metrics,
+    settings,
+    settings_language,
+    solvers,
+    trak,
+    truth,
+    valuation,
+)
+from lib.config import Run
+from lib.training.loop import SCHEDULES, Progress
+
+SETTINGS: dict[str, Callable[[Run], truth.Setting]] = {
+    "digits_mlp": lambda _: settings.digits_mlp(),
+    "cifar2_mini": lambda run: settings.cifar2_mini(run.data_root),
+    "grammar_transformer": lambda _: settings_language.grammar_transformer(),
+    "snli_transformer": lambda run: settings_language.snli_transformer(run.data_root),
+}
+N_RESAMPLES = 1000
+N_STEPS_KEPT = 5  # checkpoints of one run that TracIn and GAS read
+DAMPING = 0.01  # of conjugate gradients: the published value for a small network
+CG_STEPS = 10  # as the dattri benchmark
+LISSA_DEPTH, LISSA_BATCH, LISSA_SCALE = 100, 50, 10.0
+ARNOLDI_STEPS = 50  # and eigenpairs kept
+N_ORDERS = 20  # of Data Shapley
+TOLERANCE = 0.01
+LASSO_STEPS = 1000  # proximal steps of one path: 500 to 2,600 were seen, less for more networks
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at one size."""
+
+    method: str
+    n_models: int  # networks trained for it
+    compute: float  # training runs
+    score: float  # LDS
+    low: float  # 95% interval over targets
+    high: float
+    n_constant: int
+
+    @property
+    def spread(self) -> float:
+        """Half of the interval."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A setting, its truth, and the networks that methods may read."""
+
+    setting: truth.Setting
+    truth: truth.Truth
+    halves: list[nn.Module]  # each trained on its own half of the rows
+    path: list[nn.Module]  # checkpoints of one run on all rows, the last one at its end
+    rates: list[float]  # learning rate at each
+
+    @cached_property
+    def train(self) -> trak.Data:
+        """Inputs as the network sees them, and labels."""
+        return self._seen(self.setting.train.x), self.setting.train.y
+
+    @cached_property
+    def targets(self) -> trak.Data:
+        return self._seen(self.setting.targets.x), self.setting.targets.y
+
+    @property
+    def whole(self) -> nn.Module:
+        """The network at the end of the run on all rows."""
+        return self.path[-1]
+
+    @property
+    def p(self) -> int:
+        return models.n_parameters(self.whole)
+
+    @cached_property
+    def ceiling(self) -> metrics.Ceiling:
+        """What the seeds of the truth allow."""
+        return metrics.ceiling(self.truth.outputs)
+
+    @cached_property
+    def forward(self) -> float:
+        """Operations of one forward pass of one example."""
+        return cost.forward(self.whole, self.train[0])
+
+    @cached_property
+    def training(self) -> float:
+        """Operations of one network trained on half of the rows."""
+        return cost.training(self.forward, len(self.train[0]) // 2, self.setting.recipe.epochs)
+
+    @property
+    def dots(self) -> float:
+        """Operations of the inner products of gradients of all examples with all targets."""
+        n, t = len(self.train[0]), len(self.targets[0])
+        if isinstance(self.whole, models.MLP):  # from inputs and output gradients of its layers
+            return cost.kernel(n, t, sum(sum(w.shape) for w in self.whole.parameters()))
+        return cost.scores(n, self.p, t)
+
+    @property
+    def reading(self) -> float:
+        """Operations of the gradients of all examples and targets at one network."""
+        return cost.gradients(self.forward, len(self.train[0]) + len(self.targets[0]))
+
+    def lds(self, tau: Tensor) -> float:
+        return metrics.lds(tau, self.truth.subsets, self.truth.mean).mean
+
+    def point(
+        self, method: str, tau: Tensor, *, n_models: int, flop: float, runs: float | None = None
+    ) -> Point:
+        """Judge an attribution.
+
+        Args:
+            n_models: networks trained for it.
+            flop: operations beyond training.
+            runs: what that training cost; default one run a network.
+        """
+        score = metrics.lds(tau, self.truth.subsets, self.truth.mean)
+        generator = torch.Generator().manual_seed(0)
+        picks = torch.randint(
+            len(score.per_target), (N_RESAMPLES, len(score.per_target)), generator=generator
+        )
+        means = score.per_target[picks].mean(1)
+        low, high = means.quantile(0.025).item(), means.quantile(0.975).item()
+        compute = (n_models if runs is None else runs) + flop / self.training
+        return Point(method, n_models, compute, score.mean, low, high, score.n_constant)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return self.setting.prepare(x) if self.setting.prepare else x
+
+
+def ground(
+    run: Run, name: str, m: int, repeats: int, n_halves: int, progress: Progress | None = None
+) -> Ground:
+    """The truth of a setting and the networks to attribute with, through the cache.
+
+    Args:
+        name: of `SETTINGS`.
+        m, repeats: of the truth.
+        n_halves: networks on halves of the rows.
+    """
+    setting = SETTINGS[name](run)
+    judged = truth.measure(setting, m, repeats=repeats, seed=run.seed, progress=progress)
+    halves = truth.checkpoints(setting, n_halves, seed=run.seed)
+    path, rates = trajectory(setting, run.seed)
+    return Ground(setting, judged, halves, path, rates)
+
+
+def trajectory(setting: truth.Setting, seed: int) -> tuple[list[nn.Module], list[float]]:
+    """Checkpoints of one run on all rows, evenly spaced in epochs, and the rate at each."""
+    recipe = setting.recipe
+    generator = torch.Generator().manual_seed(seed)
+    spec = dict(setting.spec)
+    model = models.build(setting.network, generator, setting.train.x.device, **spec)
+    every = max(1, recipe.epochs // N_STEPS_KEPT)
+    kept: list[nn.Module] = []
+    rates: list[float] = []
+
+    def watch(epochs: range) -> Iterator[int]:
+        for epoch in epochs:
+            yield epoch
+            if (epochs.stop - 1 - epoch) % every == 0:
+                kept.append(copy.deepcopy(model).eval())
+                done = (epoch + 1) / recipe.epochs
+                rates.append(recipe.lr * SCHEDULES[recipe.schedule](done, recipe.peak))
+
+    training.train(
+        model,
+        setting.train.x,
+        setting.train.y,
+        recipe,
+        generator=generator,
+        prepare=setting.prepare,
+        progress=watch,
+    )
+    return kept, rates
+
+
+def trak_flop(g: Ground, k: int) -> float:
+    """Operations of TRAK at one network, by a sparse projection."""
+    n, t = len(g.train[0]), len(g.targets[0])
+    gradients_ = g.reading + cost.sparse_projection(n + t, g.p)
+    return gradients_ + cost.gram(n, k) + cost.solve(k, t) + cost.scores(n, k, t)
+
+
+def trak_steps(g: Ground, n_models: int, **options: object) -> list[trak.Attribution]:
+    """TRAK after each of the first networks."""
+    seen: list[trak.Attribution] = []
+    trak.trak(
+        g.halves[:n_models],
+        g.train,
+        g.targets,
+        each=seen.append,
+        chunk=200,
+        **options,  # type: ignore[arg-type]
+    )
+    return seen
+
+
+def trak_points(
+    g: Ground, sizes: Sequence[int], k: int, steps: Sequence[trak.Attribution]
+) -> list[Point]:
+    """TRAK by the number of networks."""
+    return [g.point("TRAK", steps[m - 1].tau, n_models=m, flop=m * trak_flop(g, k)) for m in sizes]
+
+
+def datamodel_points(
+    g: Ground,
+    fitting: truth.Truth,
+    sizes: Sequence[int],
+    methods: Sequence[str] = ("datamodel, LASSO", "datamodel, ridge", "empirical influence"),
+) -> list[Point]:
+    """LASSO, ridge and empirical influence by the number of networks they are fitted on."""
+    n, t = len(g.train[0]), len(g.targets[0])
+    made: dict[str, tuple[Callable[..., datamodels.Datamodel], Callable[[int], float]]] = {
+        "datamodel, LASSO": (
+            datamodels.fit_lasso,
+            lambda m: cost.lasso(m, n, t, LASSO_STEPS),
+        ),
+        "datamodel, ridge": (
+            datamodels.fit_ridge,
+            lambda m: cost.ridge(m, n, t, penalties=len(datamodels.RIDGES) + 1),
+        ),
+        "empirical influence": (
+            datamodels.empirical_influence,
+            lambda m: cost.marginal_means(m, n, t),
+        ),
+    }
+    found = []
+    for m in sizes:
+        for name in methods:
+            fit, flop = made[name]
+            tau = fit(fitting.subsets[:m], fitting.outputs[:m, 0], n).tau
+            found.append(g.point(name, tau, n_models=m, flop=flop(m)))
+    return found
+
+
+def influence_points(g: Ground, seed: int) -> list[Point]:
+    """Influence functions of one network trained on all rows, by three solvers."""
+    n, t = len(g.train[0]), len(g.targets[0])
+    model, loss = g.whole, gradients.cross_entropy
+    product = gradients.ggn_product(model, g.train, loss)
+    generator = torch.Generator().manual_seed(seed)
+
+    def conjugate(right: Tensor) -> Tensor:
+        return solvers.conjugate_gradient(product, right, damping=DAMPING, max_steps=CG_STEPS).x
+
+    def batch_product(rows: Tensor) -> Callable[[Tensor], Tensor]:
+        return gradients.ggn_product(model, tuple(part[rows] for part in g.train), loss)
+
+    def series(right: Tensor) -> Tensor:
+        return solvers.lissa(
+            batch_product,
+            n,
+            right,
+            generator=generator,
+            scale=LISSA_SCALE,
+            damping=DAMPING / LISSA_SCALE,  # its unit: the same damping as of the others
+            depth=LISSA_DEPTH,
+            batch=LISSA_BATCH,
+            repeats=1,
+        ).x
+
+    pairs = solvers.arnoldi(
+        product, g.p, generator=generator, steps=ARNOLDI_STEPS, rank=ARNOLDI_STEPS
+    )
+    step = partial(cost.hessian_products, g.forward)
+    dots = g.reading + cost.scores(n, g.p, t)
+    made = [
+        (
+            "influence, CG",
+            influence.influence(model, g.train, g.targets, conjugate),
+            dots + step(n, CG_STEPS * t),
+        ),
+        (
+            "influence, LiSSA",
+            influence.influence(model, g.train, g.targets, series),
+            dots + step(LISSA_BATCH, LISSA_DEPTH * t),
+        ),
+        (
+            "influence, Arnoldi",
+            influence.arnoldi_influence(model, g.train, g.targets, pairs, damping=DAMPING),
+            g.reading + step(n, ARNOLDI_STEPS) + cost.scores(n + t, g.p, ARNOLDI_STEPS),
+        ),
+    ]
+    return [g.point(name, tau, n_models=1, flop=flop, runs=2.0) for name, tau, flop in made]
+
+
+def kronecker_points(g: Ground, sizes: Sequence[int], seed: int) -> list[Point]:
+    """K-FAC and EK-FAC, averaged over networks on halves of the rows."""
+    n, t = len(g.train[0]), len(g.targets[0])
+    sides = [
+        (weight[0].numel() + 1, len(weight))
+        for name, weight in g.whole.named_parameters()
+        if weight.ndim > 1 and not name.startswith("words")
+    ]
+    flop = g.reading + g.reading + cost.kronecker(n, t, sides)
+    found = []
+    for name, fit in (("K-FAC", kfac.fit_kfac), ("EK-FAC", kfac.fit_ekfac)):
+        total = torch.zeros(n, t)
+        for index, model in enumerate(g.halves[: max(sizes)]):
+            generator = torch.Generator().manual_seed(seed + index)
+            curvature = fit(model, g.train[0], generator=generator)
+            total = total + kfac.influence(curvature, model, g.train, g.targets)
+            if index + 1 in sizes:
+                m = index + 1
+                found.append(g.point(name, total / m, n_models=m, flop=m * flop))
+    return found
+
+
+def similarity_points(g: Ground, seed: int) -> list[Point]:
+    """Gradients and representations compared without any curvature, and chance."""
+    n, t = len(g.train[0]), len(g.targets[0])
+    data = g.train, g.targets
+    dots = g.reading + g.dots
+    count = len(g.path)
+    features = baselines.penultimate(g.whole, g.train[0][:1]).shape[1]
+    passes = g.forward * (n + t) + cost.scores(n, features, t)
+    chance = baselines.random(n, t, torch.Generator().manual_seed(seed))
+    made: list[tuple[str, Tensor, float]] = [
+        ("Grad-Dot", baselines.grad_dot(g.whole, *data), dots),
+        ("Grad-Cos", baselines.grad_cos(g.whole, *data), dots),
+        ("TracIn", baselines.tracin(g.path, g.rates, *data), count * dots),
+        ("GAS", baselines.gas(g.path, *data), count * dots),
+        ("representation", baselines.representation(g.whole, *data), passes),
+        ("representer points", baselines.representer_points(g.whole, *data), passes),
+    ]
+    found = [g.point(name, tau, n_models=1, flop=flop, runs=2.0) for name, tau, flop in made]
+    return [*found, g.point("random", chance, n_models=0, flop=0.0)]
+
+
+def valuation_points(g: Ground, seed: int) -> list[Point]:
+    """Shapley values in the features of one network, for nearest neighbours and for ridge."""
+    n, t = len(g.train[0]), len(g.targets[0])
+    train, targets = ((baselines.penultimate(g.whole, x), y) for x, y in (g.train, g.targets))
+    d = train[0].shape[1] + 1
+    passes = g.forward * (n + t)
+    walked = valuation.data_shapley(
+        valuation.ridge_utility(train, targets),
+        n,
+        n_orders=N_ORDERS,
+        seed=seed,
+        tolerance=TOLERANCE,
+    )
+    distances = passes + cost.scores(n, d, t)
+    walk = passes + walked.n_steps * (4.0 * d * d + 2.0 * d * t)
+    neighbours = valuation.knn_shapley(train, targets)
+    return [
+        g.point("KNN-Shapley", neighbours, n_models=1, flop=distances, runs=2.0),
+        g.point("Data Shapley", walked.tau, n_models=1, flop=walk, runs=2.0),
+    ]
+
+
+def best(points: Sequence[Point], methods: Sequence[str]) -> Point:
+    """The highest score among some methods."""
+    return max((q for q in points if q.method in methods), key=_score)
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """Points that no cheaper one reaches, from cheap to dear."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda q: (q.compute, -q.score)):
+        if not kept or point.score > kept[-1].score:
+            kept.append(point)
+    return kept
+
+
+def crossing(sizes: Sequence[float], values: Sequence[float], level: float) -> float:
+    """The size at which a rising curve reaches a level, on a logarithmic axis.
+
+    Returns:
+        Infinity where the curve stays below; the first size where it starts above.
+    """
+    if values[0] >= level:
+        return float(sizes[0])
+    for (a, b), (u, v) in zip(pairwise(sizes), pairwise(values), strict=True):
+        if u < level <= v:
+            share = (level - u) / (v - u)
+            return exp(log(a) + share * (log(b) - log(a)))
+    return float("inf")
+
+
+def saving(points: Sequence[Point], n_models: int) -> tuple[float, float]:
+    """How much dearer datamodels are than TRAK at TRAK's score, in compute and in networks.
+
+    Args:
+        points: of TRAK and of datamodels at several sizes.
+        n_models: networks of TRAK.
+
+    Returns:
+        Ratio of compute, to the better of LASSO and ridge at each size; ratio of networks, to
+        ridge. Infinity where datamodels stay below.
+    """
+    ours = next(q for q in points if q.method == "TRAK" and q.n_models == n_models)
+    ridge = [q for q in points if q.method == "datamodel, ridge"]
+    both = [q for q in points if q.method.startswith("datamodel")]
+    better = [max((q for q in both if q.n_models == r.n_models), key=_score) for r in ridge]
+    compute = crossing([q.compute for q in better], [q.score for q in better], ours.score)
+    networks = crossing([q.n_models for q in ridge], [q.score for q in ridge], ours.score)
+    return compute / ours.compute, networks / n_models
+
+
+def _score(point: Point) -> float:
+    return point.score
