@@ -151,13 +151,12 @@ def matrix(model: nn.Module, data: Split, l2: float) -> Tensor:
     total = torch.zeros(())
     for c in range(p.shape[1]):
         labels = torch.full_like(data.y, c)
-        start = 0
-        for part in gradients.stream(
-            model, (data.x, labels), gradients.cross_entropy, chunk=len(data)
-        ):
-            rows = part * p[start : start + len(part), c, None].sqrt()
+        parts = gradients.per_example_hooks(
+            model, (data.x, labels), gradients.cross_entropy, chunk=250
+        )
+        for part, chance in zip(parts, p[:, c].split(250), strict=True):
+            rows = part * chance[:, None].sqrt()
             total = total + rows.mT @ rows
-            start += len(part)
     g = total / len(data)
     g.diagonal().add_(l2)
     return g
