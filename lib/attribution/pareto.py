@@ -5,49 +5,54 @@ training runs: operations by formula (`lib.attribution.cost`) over those of one 
 half of the rows, the networks it needs included. Settings of methods are the usual ones and were
 not tuned on this truth.
 
-Public names: `ground`, `Ground`, `Point`, `trak_steps`, `trak_points`, `datamodel_points`,
+Public names: `trak_steps`, `trak_points`, `datamodel_points`,
 `influence_points`, `kronecker_points`, `similarity_points`, `valuation_points`, `best`,
-`front`, `crossing`, `saving`.
+`front`, `crossing`, `saving`, `benchmark`, `curvature_agreement`.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from math import exp, log
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lib import gradients, models, training
+from lib import gradients
 from lib.attribution import (
     baselines,
+    convex,
     cost,
     datamodels,
     influence,
     kfac,
     metrics,
     settings,
-    settings_language,
     solvers,
+    surrogate,
     trak,
     truth,
     valuation,
 )
+from lib.attribution.ground import Ground, Point, ground
 from lib.config import Run
-from lib.training.loop import SCHEDULES, Progress
 
-SETTINGS: dict[str, Callable[[Run], truth.Setting]] = {
-    "digits_mlp": lambda _: settings.digits_mlp(),
-    "cifar2_mini": lambda run: settings.cifar2_mini(run.data_root),
-    "grammar_transformer": lambda _: settings_language.grammar_transformer(),
-    "snli_transformer": lambda run: settings_language.snli_transformer(run.data_root),
+# LDS of the dattri benchmark, as read off its plots (specification section 6.2): LR, MLP
+BENCHMARK = {
+    "influence, CG": {"mnist_lr": 0.799, "mnist_mlp": 0.258},
+    "influence, LiSSA": {"mnist_lr": 0.791, "mnist_mlp": 0.136},
+    "influence, Arnoldi": {"mnist_lr": 0.309, "mnist_mlp": 0.088},
+    "TracIn": {"mnist_lr": 0.329, "mnist_mlp": 0.146},
+    "Grad-Dot": {"mnist_lr": 0.329, "mnist_mlp": 0.100},
+    "Grad-Cos": {"mnist_lr": 0.189, "mnist_mlp": 0.124},
+    "representer points": {"mnist_lr": 0.187, "mnist_mlp": 0.094},
+    "TRAK-1": {"mnist_lr": 0.415, "mnist_mlp": 0.114},
+    "TRAK-10": {"mnist_lr": 0.643, "mnist_mlp": 0.333},
+    "TRAK-50": {"mnist_lr": 0.682, "mnist_mlp": 0.449},
 }
-N_RESAMPLES = 1000
-N_STEPS_KEPT = 5  # checkpoints of one run that TracIn and GAS read
+BENCHMARK_SIZES = (1, 10, 50)
 DAMPING = 0.01  # of conjugate gradients: the published value for a small network
 CG_STEPS = 10  # as the dattri benchmark
 LISSA_DEPTH, LISSA_BATCH, LISSA_SCALE = 100, 50, 10.0
@@ -55,154 +60,6 @@ ARNOLDI_STEPS = 50  # and eigenpairs kept
 N_ORDERS = 20  # of Data Shapley
 TOLERANCE = 0.01
 LASSO_STEPS = 1000  # proximal steps of one path: 500 to 2,600 were seen, less for more networks
-
-
-@dataclass(frozen=True)
-class Point:
-    """A method at one size."""
-
-    method: str
-    n_models: int  # networks trained for it
-    compute: float  # training runs
-    score: float  # LDS
-    low: float  # 95% interval over targets
-    high: float
-    n_constant: int
-
-    @property
-    def spread(self) -> float:
-        """Half of the interval."""
-        return (self.high - self.low) / 2
-
-
-@dataclass(frozen=True)
-class Ground:
-    """A setting, its truth, and the networks that methods may read."""
-
-    setting: truth.Setting
-    truth: truth.Truth
-    halves: list[nn.Module]  # each trained on its own half of the rows
-    path: list[nn.Module]  # checkpoints of one run on all rows, the last one at its end
-    rates: list[float]  # learning rate at each
-
-    @cached_property
-    def train(self) -> trak.Data:
-        """Inputs as the network sees them, and labels."""
-        return self._seen(self.setting.train.x), self.setting.train.y
-
-    @cached_property
-    def targets(self) -> trak.Data:
-        return self._seen(self.setting.targets.x), self.setting.targets.y
-
-    @property
-    def whole(self) -> nn.Module:
-        """The network at the end of the run on all rows."""
-        return self.path[-1]
-
-    @property
-    def p(self) -> int:
-        return models.n_parameters(self.whole)
-
-    @cached_property
-    def ceiling(self) -> metrics.Ceiling:
-        """What the seeds of the truth allow."""
-        return metrics.ceiling(self.truth.outputs)
-
-    @cached_property
-    def forward(self) -> float:
-        """Operations of one forward pass of one example."""
-        return cost.forward(self.whole, self.train[0])
-
-    @cached_property
-    def training(self) -> float:
-        """Operations of one network trained on half of the rows."""
-        return cost.training(self.forward, len(self.train[0]) // 2, self.setting.recipe.epochs)
-
-    @property
-    def dots(self) -> float:
-        """Operations of the inner products of gradients of all examples with all targets."""
-        n, t = len(self.train[0]), len(self.targets[0])
-        if isinstance(self.whole, models.MLP):  # from inputs and output gradients of its layers
-            return cost.kernel(n, t, sum(sum(w.shape) for w in self.whole.parameters()))
-        return cost.scores(n, self.p, t)
-
-    @property
-    def reading(self) -> float:
-        """Operations of the gradients of all examples and targets at one network."""
-        return cost.gradients(self.forward, len(self.train[0]) + len(self.targets[0]))
-
-    def lds(self, tau: Tensor) -> float:
-        return metrics.lds(tau, self.truth.subsets, self.truth.mean).mean
-
-    def point(
-        self, method: str, tau: Tensor, *, n_models: int, flop: float, runs: float | None = None
-    ) -> Point:
-        """Judge an attribution.
-
-        Args:
-            n_models: networks trained for it.
-            flop: operations beyond training.
-            runs: what that training cost; default one run a network.
-        """
-        score = metrics.lds(tau, self.truth.subsets, self.truth.mean)
-        generator = torch.Generator().manual_seed(0)
-        picks = torch.randint(
-            len(score.per_target), (N_RESAMPLES, len(score.per_target)), generator=generator
-        )
-        means = score.per_target[picks].mean(1)
-        low, high = means.quantile(0.025).item(), means.quantile(0.975).item()
-        compute = (n_models if runs is None else runs) + flop / self.training
-        return Point(method, n_models, compute, score.mean, low, high, score.n_constant)
-
-    def _seen(self, x: Tensor) -> Tensor:
-        return self.setting.prepare(x) if self.setting.prepare else x
-
-
-def ground(
-    run: Run, name: str, m: int, repeats: int, n_halves: int, progress: Progress | None = None
-) -> Ground:
-    """The truth of a setting and the networks to attribute with, through the cache.
-
-    Args:
-        name: of `SETTINGS`.
-        m, repeats: of the truth.
-        n_halves: networks on halves of the rows.
-    """
-    setting = SETTINGS[name](run)
-    judged = truth.measure(setting, m, repeats=repeats, seed=run.seed, progress=progress)
-    halves = truth.checkpoints(setting, n_halves, seed=run.seed)
-    path, rates = trajectory(setting, run.seed)
-    return Ground(setting, judged, halves, path, rates)
-
-
-def trajectory(setting: truth.Setting, seed: int) -> tuple[list[nn.Module], list[float]]:
-    """Checkpoints of one run on all rows, evenly spaced in epochs, and the rate at each."""
-    recipe = setting.recipe
-    generator = torch.Generator().manual_seed(seed)
-    spec = dict(setting.spec)
-    model = models.build(setting.network, generator, setting.train.x.device, **spec)
-    every = max(1, recipe.epochs // N_STEPS_KEPT)
-    kept: list[nn.Module] = []
-    rates: list[float] = []
-
-    def watch(epochs: range) -> Iterator[int]:
-        for epoch in epochs:
-            yield epoch
-            if (epochs.stop - 1 - epoch) % every == 0:
-                kept.append(copy.deepcopy(model).eval())
-                done = (epoch + 1) / recipe.epochs
-                rates.append(recipe.lr * SCHEDULES[recipe.schedule](done, recipe.peak))
-
-    training.train(
-        model,
-        setting.train.x,
-        setting.train.y,
-        recipe,
-        generator=generator,
-        prepare=setting.prepare,
-        progress=watch,
-    )
-    return kept, rates
 
 
 def trak_flop(g: Ground, k: int) -> float:
@@ -431,3 +288,48 @@ def saving(points: Sequence[Point], n_models: int) -> tuple[float, float]:
 
 def _score(point: Point) -> float:
     return point.score
+
+
+def benchmark(run: Run, names: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Our scores beside those of the dattri benchmark: setting -> method -> (ours, published).
+
+    100 subsets, one network each, TRAK on half-data networks with k = 512 and without a ridge, as
+    published. Costly: influence functions of 500 targets of a network of 0.1M weights.
+    """
+    found = {}
+    for name in names:
+        g = ground(run, name, 100, 1, max(BENCHMARK_SIZES))
+        steps = trak_steps(g, max(BENCHMARK_SIZES), k=512, ridge=0.0)
+        points = similarity_points(g, run.seed) + influence_points(g, run.seed)
+        ours = {q.method: q.score for q in points}
+        ours |= {f"TRAK-{m}": g.lds(steps[m - 1].tau) for m in BENCHMARK_SIZES}
+        found[name] = {
+            method: (ours[method], published[name]) for method, published in BENCHMARK.items()
+        }
+    return found
+
+
+def curvature_agreement(lam: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Correlation with exact influence `[T]`, odd against even digits, logistic regression.
+
+    Returns:
+        Of TRAK with the loss's curvature and the penalty as its ridge; and of TRAK as published,
+        without curvature, at the same ridge.
+
+    Source: specification section 4.1 (what dropping R costs).
+    """
+    setting = settings.digits_mlp()
+    fit = convex.fit_logistic(setting.train.x, setting.train.y % 2, lam=lam)
+    sign, target_sign = (2 * (split.y % 2) - 1 for split in (setting.train, setting.targets))
+    exact = convex.influence(
+        fit, convex.output_gradients(fit, setting.targets.x, lambda out: out[:, 0] * target_sign)
+    )
+    phi = fit.a * sign[:, None]
+    target = convex.design(setting.targets.x) * target_sign[:, None]
+    weights = torch.sigmoid(-fit.out(setting.train.x)[:, 0] * sign)[:, None]
+    found = []
+    for bend in (fit.curvature.flatten(), None):
+        share = lam * len(phi) / surrogate.gram(phi, bend).diagonal().mean().item()
+        tau = weights * surrogate.scores(phi, target, ridge=share, curvature=bend)
+        found.append(metrics.pearson(tau, exact))
+    return found[0], found[1]
