@@ -191,7 +191,8 @@ def kronfluence(
     task, parts = Classification(), []
     rows, wanted = TensorDataset(*train), TensorDataset(*targets)
     for model in models:
-        with quiet(), tempfile.TemporaryDirectory() as folder:
+        with quiet(), torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+            torch.manual_seed(0)  # it draws labels from the global generator
             analyzer = Analyzer(
                 analysis_name="bench",
                 model=prepare_model(copy.deepcopy(model), task),
