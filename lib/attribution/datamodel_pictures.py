@@ -63,14 +63,14 @@ def path(score: Score, targets: Sequence[int]) -> Figure:
     assert found is not None  # of a method that chooses its penalty
     share = (found.penalties / found.penalties[0])[:, 0]
     error = found.error / found.error[0]  # where the path starts all weights are zero
-    for axis, values in ((left, error), (right, found.n_weights.double())):
-        low, middle, high = values.quantile(torch.tensor([0.25, 0.5, 0.75]).double(), dim=1)
+    for axis, values in ((left, error), (right, found.n_weights)):
+        low, middle, high = values.nanquantile(torch.tensor([0.25, 0.5, 0.75]).double(), dim=1)
         axis.plot(share, middle, color="black", label="median target")
         axis.fill_between(share, low, high, color="black", alpha=0.12, linewidth=0)
         for k, t in enumerate(targets):
             color, line = ROLE[LINES[k]], DASHES[k + 1]
             axis.plot(share, values[:, t], color=color, linestyle=line, label=f"target {t}")
-            best = int(found.error[:, t].argmin())
+            best = int(found.error[:, t].nan_to_num(torch.inf).argmin())
             axis.plot(share[best], values[best, t], marker=MARKERS[k], color=color)
         axis.set_xscale("log")
         axis.invert_xaxis()

@@ -8,14 +8,13 @@ together on the shared Gram matrix of the indicators.
 Every column of the indicators has about the same variance, so nothing is standardised; the bias is
 free. A penalty is chosen on the last subsets, held out, then all subsets are fitted with it.
 
-Public names: `fit_lasso`, `fit_ridge`, `empirical_influence`, `lasso`, `ridge`, `Datamodel`,
-`Path`, `evaluate`, `Evaluation`.
+Public names: `fit_lasso`, `fit_ridge`, `empirical_influence`, `lasso`, `ridge`, `evaluate`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,18 +24,20 @@ from lib.attribution.metrics import pearson, predicted, refuse_nan, spearman
 from lib.attribution.subsets import check_subsets
 
 RIDGES = tuple(10.0 ** (k / 4) for k in range(4, 17))  # rho from 10 to 10,000
-MAX_STEPS = 5000
 CHOICE_TOL = 1e-3  # along the path; a tenth of it chooses the same penalties (measured)
+GIVE_UP = 1.5  # a target leaves the path when its error is so many times its smallest
+STEPS = 200  # of the proximal method between attempts at the exact solution
+ROUNDS = 200
 CHECK_EVERY = 10  # steps between looks at who has converged
 
 
 @dataclass(frozen=True)
 class Path:
-    """How held-out error and sparsity follow the penalty."""
+    """How held-out error and sparsity follow the penalty; NaN once a target has left the path."""
 
     penalties: Tensor  # [K, T], falling
     error: Tensor  # held-out mean squared error [K, T]
-    n_weights: Tensor  # int64 [K, T], weights that are not zero
+    n_weights: Tensor  # float64 [K, T], weights that are not zero
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,29 @@ def fit_lasso(
     largest = 2 * moments.cross.abs().amax(0)
     shares = torch.logspace(0, math.log10(smallest), n_penalties, dtype=torch.float64)
     penalties = shares[:, None] * largest
-    weights = torch.zeros(n, outputs.shape[1])
+    times, step = _operator(moments, torch.float32)
+    cross = moments.cross.float()
+    limit = CHOICE_TOL * cross.abs().amax(0)
+    weights = torch.zeros_like(cross)
+    best, chosen, start = torch.full_like(largest, torch.inf), largest, weights.clone()
+    active = torch.ones_like(largest, dtype=torch.bool)
     errors, counts = [], []
-    gram, cross = moments.gram.float(), moments.cross.float()
-    step = 1 / _top_eigenvalue(gram)
-    for penalty in penalties:  # from the previous solution; single precision is enough to choose
-        weights = _fista(gram, cross, penalty.float() / 2, weights, step, tol=CHOICE_TOL)
-        errors.append(moments.error(weights.double(), *choosing))
-        counts.append((weights != 0).sum(0))
+    for penalty in penalties:  # each from the solution before; this close is enough to choose
+        a = active.nonzero()[:, 0]
+        if len(a):
+            half = penalty[a].float() / 2
+            before = weights[:, a]
+            weights[:, a], _ = _fista(times, cross[:, a], half, before, step, limit[a], 10 * STEPS)
+        error = moments.error(weights.double(), *choosing).masked_fill(~active, torch.nan)
+        errors.append(error)
+        counts.append((weights != 0).sum(0).double().masked_fill(~active, torch.nan))
+        better = error < best
+        best, chosen = error.where(better, best), penalty.where(better, chosen)
+        start = weights.where(better, start)
+        active = error <= GIVE_UP * best
     path = Path(penalties, torch.stack(errors), torch.stack(counts))
-    best = path.error.argmin(0, keepdim=True)
-    chosen = lasso(subsets, outputs, n, penalty=penalties.gather(0, best)[0], start=weights)
-    return Datamodel(chosen.tau, chosen.bias, chosen.penalty, path)
+    fit = lasso(subsets, outputs, n, penalty=chosen, start=start)
+    return Datamodel(fit.tau, fit.bias, fit.penalty, path)
 
 
 def lasso(
@@ -114,7 +126,7 @@ def lasso(
     *,
     penalty: Tensor,
     start: Tensor | None = None,
-    tol: float = 1e-8,
+    tol: float = 1e-6,
 ) -> Datamodel:
     """Minimise `mean (tau' 1_S + bias - F)^2 + penalty |tau|_1` for every target at its penalty.
 
@@ -123,7 +135,7 @@ def lasso(
         penalty: lambda of each target, `[T]`, positive; scikit-learn's alpha is half of it.
         start: weights to start from, `[n, T]`; the solution does not depend on them.
         tol: how far the optimality conditions may be off, relative to the smallest penalty that
-            sets all weights to zero.
+            sets all weights to zero; most targets are solved exactly.
     """
     _checked(subsets, outputs, n)
     if penalty.shape != outputs.shape[1:] or not (penalty > 0).all():
@@ -132,9 +144,23 @@ def lasso(
             f"{list(penalty.shape)} with smallest {penalty.min().item():g}"
         )
     moments = _moments(subsets, outputs, n)
-    begin = torch.zeros_like(moments.cross) if start is None else start.double()
-    step = 1 / _top_eigenvalue(moments.gram)
-    tau = _fista(moments.gram, moments.cross, penalty.double() / 2, begin, step, tol)
+    times, step = _operator(moments, torch.float64)
+    tau = torch.zeros_like(moments.cross) if start is None else start.double().clone()
+    limit = tol * moments.cross.abs().amax(0)
+    going = torch.arange(tau.shape[1])
+    for _ in range(ROUNDS):
+        cross, threshold = moments.cross[:, going], penalty[going].double() / 2
+        near, done = _fista(times, cross, threshold, tau[:, going], step, limit[going], STEPS)
+        exact, is_optimal = _on_support(moments.gram, cross, threshold, near, limit[going])
+        tau[:, going] = torch.where(is_optimal, exact, near)
+        going = going[~(done | is_optimal)]
+        if not len(going):
+            break
+    else:
+        raise ValueError(
+            f"{len(going)} of {tau.shape[1]} targets did not converge in {ROUNDS * STEPS} steps, "
+            f"the first is target {int(going[0])}; raise the penalty or the tolerance"
+        )
     return Datamodel(tau, moments.bias(tau), penalty.double())
 
 
@@ -160,7 +186,7 @@ def fit_ridge(
     best = penalties[int((errors / moments.variance).mean(1).argmin())]
     chosen = ridge(subsets, outputs, n, penalty=best)
     grid = torch.tensor(list(penalties), dtype=torch.float64)[:, None].expand_as(errors)
-    path = Path(grid, errors, torch.full_like(errors, n, dtype=torch.int64))
+    path = Path(grid, errors, torch.full_like(errors, n))
     return Datamodel(chosen.tau, chosen.bias, chosen.penalty, path)
 
 
@@ -222,6 +248,7 @@ def evaluate(model: Datamodel, subsets: Tensor, outputs: Tensor) -> Evaluation:
 class _Moments:
     """Means and central second moments of indicators and outputs."""
 
+    indicators: Tensor  # [m, n], float32
     gram: Tensor  # [n, n]
     cross: Tensor  # [n, T]
     presence: Tensor  # [n], share of subsets that hold a row
@@ -246,7 +273,7 @@ def _moments(subsets: Tensor, outputs: Tensor, n: int) -> _Moments:
     mean = values.mean(0)
     # the centred outputs sum to zero, so the indicators need not be centred
     cross = indicators.T.double() @ (values - mean) / m
-    return _Moments(gram, cross, presence, mean, values.var(0, correction=0))
+    return _Moments(indicators, gram, cross, presence, mean, values.var(0, correction=0))
 
 
 def _ridge_path(moments: _Moments, m: int, penalties: Sequence[float]) -> list[Tensor]:
@@ -256,25 +283,45 @@ def _ridge_path(moments: _Moments, m: int, penalties: Sequence[float]) -> list[T
     return [vectors @ (rotated / (values + rho / m)[:, None]) for rho in penalties]
 
 
+def _operator(moments: _Moments, dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], float]:
+    """The product with the Gram matrix, and 1 over its largest eigenvalue (a little less)."""
+    m, n = moments.indicators.shape
+    if 2 * m >= n:
+        gram = moments.gram.to(dtype)
+        return gram.matmul, 1 / (torch.linalg.eigvalsh(moments.gram)[-1].item() * (1 + 1e-6))
+    z = moments.indicators - moments.presence  # two thin products cost less
+    step = m / (torch.linalg.eigvalsh(z @ z.T)[-1].item() * (1 + 1e-6))
+    z = z.to(dtype)
+    return lambda w: z.T @ (z @ w) / m, step
+
+
 def _fista(
-    gram: Tensor, cross: Tensor, threshold: Tensor, start: Tensor, step: float, tol: float
-) -> Tensor:
+    times: Callable[[Tensor], Tensor],
+    cross: Tensor,
+    threshold: Tensor,
+    start: Tensor,
+    step: float,
+    limit: Tensor,
+    n_steps: int,
+) -> tuple[Tensor, Tensor]:
     """Minimise `w'Gw/2 - c'w + threshold |w|_1` for each column, by accelerated proximal steps.
 
     The momentum of a column starts anew where it points uphill; columns leave when they meet the
-    optimality conditions to `tol` times the largest entry of their `cross`.
+    optimality conditions to `limit`.
 
     Args:
-        gram: `[n, n]`, cross: `[n, T]`, threshold: `[T]`, start: `[n, T]`.
-        step: at most 1 over the largest eigenvalue of `gram`.
+        times: `w -> G w`, cross: `[n, T]`, threshold: `[T]`, start: `[n, T]`.
+        step: at most 1 over the largest eigenvalue of G.
+
+    Returns:
+        Weights `[n, T]`, and which columns met the conditions.
     """
-    result = start.clone()
+    result, done = start.clone(), torch.zeros_like(threshold, dtype=torch.bool)
     columns = torch.arange(cross.shape[1])
-    limit = tol * cross.abs().amax(0)
     w, point = start, start
     momentum = torch.ones_like(threshold)
-    for k in range(1, MAX_STEPS + 1):
-        moved = point - step * (gram @ point - cross)
+    for k in range(1, n_steps + 1):
+        moved = point - step * (times(point) - cross)
         new = moved - moved.clamp(-step * threshold, step * threshold)
         away = point - new
         change = new - w
@@ -287,19 +334,34 @@ def _fista(
             going = away.abs().amax(0) > step * limit
             if not going.all():
                 result[:, columns[~going]] = w[:, ~going]
-                if not going.any():
-                    return result
+                done[columns[~going]] = True
                 columns, limit, threshold = columns[going], limit[going], threshold[going]
                 cross, w, point = cross[:, going], w[:, going], point[:, going]
                 momentum = momentum[going]
-    raise ValueError(
-        f"{len(columns)} of {len(result.T)} targets did not converge in {MAX_STEPS} steps, the "
-        f"first is target {int(columns[0])}; raise the penalty or the tolerance"
-    )
+                if not len(columns):
+                    break
+    result[:, columns] = w
+    return result, done
 
 
-def _top_eigenvalue(gram: Tensor) -> float:
-    return torch.linalg.eigvalsh(gram.double())[-1].item() * (1 + 1e-6)
+def _on_support(
+    gram: Tensor, cross: Tensor, threshold: Tensor, near: Tensor, limit: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Solve for the rows that have a weight in `near`, signs as there.
+
+    Returns:
+        Weights `[n, T]`, and in which columns they meet the conditions of the whole problem.
+    """
+    exact, signs = torch.zeros_like(near), near.sign()
+    for t in range(near.shape[1]):
+        rows = near[:, t].nonzero()[:, 0]
+        factor, failed = torch.linalg.cholesky_ex(gram[rows][:, rows])
+        if len(rows) and not failed:
+            side = cross[rows, t] - threshold[t] * signs[rows, t]
+            exact[rows, t] = torch.cholesky_solve(side[:, None], factor)[:, 0]
+    slope = cross - gram @ exact
+    off = torch.where(signs == 0, slope.abs() - threshold, (slope - threshold * signs).abs())
+    return exact, (off <= limit).all(0) & (exact.sign() == signs).all(0)
 
 
 def _divided(

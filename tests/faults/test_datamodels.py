@@ -89,8 +89,9 @@ def test_penalties_that_are_none(case):
 
 def test_a_fit_that_does_not_converge_names_its_target(case, monkeypatch: pytest.MonkeyPatch):
     subsets, outputs = case
-    monkeypatch.setattr(datamodels, "MAX_STEPS", 10)
-    with pytest.raises(ValueError, match="did not converge in 10 steps, the first is target 0"):
+    monkeypatch.setattr(datamodels, "STEPS", 1)
+    monkeypatch.setattr(datamodels, "ROUNDS", 2)
+    with pytest.raises(ValueError, match="did not converge in 2 steps, the first is target 0"):
         datamodels.lasso(subsets, outputs, N, penalty=torch.full((T,), 1e-4), tol=1e-14)
 
 

@@ -68,12 +68,27 @@ def test_the_path_starts_where_all_weights_are_zero_and_no_higher(planted):
 def test_the_penalty_is_the_one_with_the_smallest_held_out_error(planted):
     subsets, outputs, _ = planted
     model = datamodels.fit_lasso(subsets, outputs, N, n_penalties=8)
-    best = model.path.error.argmin(0)
+    best = model.path.error.nan_to_num(torch.inf).argmin(0)
     assert_close(model.penalty, model.path.penalties.gather(0, best[None])[0])
     k, a = 5, int(0.9 * M)  # one point of the path, fitted by hand on the first 90%
     alone = datamodels.lasso(subsets[:a], outputs[:a], N, penalty=model.path.penalties[k])
     error = (alone.predict(subsets[a:]) - outputs[a:]).square().mean(0)
     assert_close(model.path.error[k], error, rtol=0.02, atol=0)  # the path stops early
+
+
+def test_a_target_leaves_the_path_when_it_only_fits_noise():
+    """No row matters: every weight is noise, so the error rises and the path ends early."""
+    generator = torch.Generator().manual_seed(4)
+    subsets = sample_subsets(N, 40, 0.5, seed=2)
+    outputs = torch.randn(40, T, generator=generator)
+    path = datamodels.fit_lasso(subsets, outputs, N, held_out=0.5).path
+    left = path.error.isnan()
+    assert left.any()
+    assert not left[0].any()
+    assert (left[1:] >= left[:-1]).all()  # nobody comes back
+    smallest = path.error.nan_to_num(torch.inf).cummin(0).values
+    stays = path.error[:-1] <= datamodels.GIVE_UP * smallest[:-1]
+    assert torch.equal(stays, ~left[1:])
 
 
 def test_lasso_recovers_a_planted_sparse_truth(planted):
