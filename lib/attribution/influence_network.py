@@ -9,13 +9,15 @@ Training is L-BFGS in coordinates in which the Gauss-Newton matrix is the identi
 about a thousand weights has a small one, and plain L-BFGS needs eight times as many passes over the
 data for the same gradient (measured).
 
-In reading order: `build`, `as_images`, `train`, `descend`, `matrix`, `retrain`, `Study`, `study`.
+In reading order: `build`, `as_images`, `train`, `descend`, `matrix`, `retrain`, `Study`, `study`,
+`features_without`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +28,9 @@ from torch.nn.utils import vector_to_parameters
 
 from lib import cache, gradients, models, training
 from lib.attribution import influence, solvers
-from lib.attribution.influence_studies import Comparison
-from lib.data.base import Split
-from lib.features import Progress
+from lib.attribution.influence_studies import Comparison, load
+from lib.data.base import Split, sha256_of
+from lib.features import Progress, activations
 
 WARM_UP = training.Recipe(epochs=60, batch_size=50, lr=3e-3, optimizer="adam", schedule="cosine")
 
@@ -283,13 +285,39 @@ def _losses_without(
     return torch.cat(losses)
 
 
+def features_without(
+    classes: Sequence[int], where: Mapping[str, object], n: int
+) -> Callable[[Tensor], Tensor]:
+    """The last hidden layer of a network trained on every digit but `classes`, from the cache.
+
+    Args:
+        where: name, root and seed for `influence_studies.load`; n: rows before the choice.
+    """
+    rest = [c for c in range(10) if c not in classes]
+    seen, _ = load(**where, n=n, classes=rest)  # type: ignore[arg-type]
+    spec = {"widths": (seen.x.shape[1], 64, 64, 10)}
+    recipe = training.Recipe(epochs=30, batch_size=50, lr=0.1)
+    net = training.fetch_model(
+        "mlp",
+        spec,
+        lambda: (seen.x, seen.y),
+        recipe,
+        seed=int(where["seed"]),  # type: ignore[call-overload]
+        data_hash=sha256_of(seen.x, seen.y),
+    )
+    return lambda x: activations(net, x, ["hidden2"])["hidden2"]
+
+
 def _solved(
     model: nn.Module, data: Split, lam: float, damping: float, right: Tensor
 ) -> tuple[solvers.Solution, str]:
     pair = data.x, data.y
     try:
         h = gradients.hessian_product(model, pair, gradients.cross_entropy, l2=lam)
-        return solvers.conjugate_gradient(h, right, damping=damping), "Hessian"
+        with warnings.catch_warnings():
+            # torch loads its forward-mode rules with a warning that names a path of the machine
+            warnings.simplefilter("ignore", FutureWarning)
+            return solvers.conjugate_gradient(h, right, damping=damping), "Hessian"
     except solvers.NegativeCurvature:
         g = gradients.ggn_product(model, pair, gradients.cross_entropy, l2=lam)
         return solvers.conjugate_gradient(g, right, damping=damping), "Gauss-Newton"

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 SHOWN = 3000  # points of a cloud
 
 
+def mean_and_sd(values: Tensor) -> tuple[float, float]:
+    """Over targets or test images, as a claim wants them."""
+    return values.mean().item(), values.std().item()
+
+
 def spearman(comparison: Comparison) -> float:
     """Rank correlation of predicted and actual changes."""
     return float(spearmanr(comparison.predicted, comparison.actual).statistic)
@@ -46,7 +51,7 @@ def leave_one_out_rows(studies: Sequence[LeaveOneOut]) -> list[dict[str, object]
         ):
             r, slope = columns(predicted, study.actual)
             row[f"{words}: Pearson"] = f"{r.mean():.4f} (worst {r.min():.4f})"
-            row[f"{words}: slope"] = (slope.mean().item(), slope.std().item())
+            row[f"{words}: slope"] = mean_and_sd(slope)
         rows.append(row | {"largest leverage": study.leverage})
     return rows
 
@@ -162,7 +167,7 @@ def distance_panels(found: Neighbours, target: int) -> Figure:
             )
         axis.axhline(0, color=ROLE["document"], linewidth=0.6)
         axis.set_title(words)
-        axis.set_xlabel("distance (pixels)")
+        axis.set_xlabel("Euclidean distance of the images")
     axes[0].set_ylabel("influence on its margin × 1000")
     return fig
 
@@ -175,8 +180,8 @@ def neighbour_rows(found: Neighbours) -> list[dict[str, object]]:
         rows.append(
             {
                 "model": name,
-                "|influence| on the nearest tenth": (near.mean().item(), near.std().item()),
-                "helpful influence of the other class": (other.mean().item(), other.std().item()),
+                "|influence| on the nearest tenth": mean_and_sd(near),
+                "helpful influence of the other class": mean_and_sd(other),
             }
         )
     return rows

@@ -4,8 +4,7 @@ Document 4, influence functions, and the protocols of Koh and Liang (specificati
 returns predicted and actual changes of an output when training points are left out, with the
 objective's 1/n and penalty kept.
 
-In reading order: `load`, `Comparison`, `leave_one_out`, `groups`, `multinomial`, `network`,
-`hinge`, `kernel_and_network`.
+In reading order: `load`, `leave_one_out`, `groups`, `multinomial`, `hinge`, `kernel_and_network`.
 """
 
 from __future__ import annotations
@@ -132,7 +131,6 @@ class Groups:
     random_newton: Comparison
     coherent: Comparison  # each group on its own target, [G]
     coherent_newton: Comparison
-    n_random: int
 
 
 def groups(
@@ -140,24 +138,23 @@ def groups(
     targets: Split,
     *,
     lam: float,
-    share: float,
+    shares: Sequence[float],
     n_random: int,
     n_coherent: int,
     output: str,
     seed: int,
-) -> Groups:
-    """Leave out random groups, and the points that help one target most.
+) -> list[Groups]:
+    """Leave out random groups, and the points that help one target most, size by size.
 
     Args:
-        share: of the training points in each group.
+        shares: of the training points in a group.
         output: "margin" of the correct class or "loss" of each target.
     """
     fit = convex.fit_logistic(train.x, train.y % 2, lam=lam)
     value = _outputs(targets)[output]
-    helpful = 1.0 if output == "margin" else -1.0
     tau = convex.influence(fit, convex.output_gradients(fit, targets.x, value))
-    base, k = value(fit.out(targets.x)), round(share * len(train))
-    generator = torch.Generator().manual_seed(seed)
+    helpful = tau if output == "margin" else -tau
+    base = value(fit.out(targets.x))
 
     def left_out(rows: Sequence[Tensor]) -> list[Tensor]:
         """First order, Newton step and truth, `[G, T]` each."""
@@ -165,19 +162,24 @@ def groups(
         truth = refits.outputs(refits.leave_out(fit, rows), targets.x, value) - base
         return [-refits.group_influence(tau, rows), step, truth]
 
-    drawn = [torch.randperm(len(train), generator=generator)[:k] for _ in range(n_random)]
-    first, newton, truth = (z.flatten() for z in left_out(drawn))
-    chosen = torch.randperm(len(targets), generator=generator)[:n_coherent]
-    near = [(helpful * tau[:, t]).argsort(descending=True)[:k] for t in chosen]
-    own = [z[torch.arange(len(chosen)), chosen] for z in left_out(near)]
-    return Groups(
-        share,
-        Comparison(first, truth),
-        Comparison(newton, truth),
-        Comparison(own[0], own[2]),
-        Comparison(own[1], own[2]),
-        n_random,
-    )
+    found = []
+    for share in shares:
+        k, generator = round(share * len(train)), torch.Generator().manual_seed(seed)
+        drawn = [torch.randperm(len(train), generator=generator)[:k] for _ in range(n_random)]
+        first, newton, truth = (z.flatten() for z in left_out(drawn))
+        chosen = torch.randperm(len(targets), generator=generator)[:n_coherent]
+        near = [helpful[:, t].argsort(descending=True)[:k] for t in chosen]
+        own = [z[torch.arange(len(chosen)), chosen] for z in left_out(near)]
+        found.append(
+            Groups(
+                share,
+                Comparison(first, truth),
+                Comparison(newton, truth),
+                Comparison(own[0], own[2]),
+                Comparison(own[1], own[2]),
+            )
+        )
+    return found
 
 
 def _first(out: Tensor) -> Tensor:
@@ -367,10 +369,9 @@ def kernel_and_network(
     """An RBF machine on pixels against logistic regression on a network's features.
 
     The kernel's width is the median distance of two training images. The machine has the hinge
-    loss, its influence the smoothed one (t = .001); "retrained" is what leaving out really does.
+    loss, its influence the smoothed one (t = .001); "retrained" is the truth.
 
-    Args:
-        features: of a network that has not seen these classes.
+    `features` are of a network that has not seen these classes.
     """
     x, points = train.x.double(), test.x[:n_targets].double()
     sign, want = (2 * (s.y == classes[1]).double() - 1 for s in (train, test))

@@ -111,11 +111,11 @@ def test_a_group_of_one_is_leave_one_out() -> None:
     train, rest = studies.load("digits", Path(), n=200)
     targets = Split(rest.x[:20], rest.y[:20])
     single = studies.leave_one_out(train, targets, 1e-2)
-    groups = studies.groups(
+    (groups,) = studies.groups(
         train,
         targets,
         lam=1e-2,
-        share=1 / 200,
+        shares=[1 / 200],
         n_random=3,
         n_coherent=2,
         output="margin",
