@@ -164,7 +164,14 @@ def _legend(fig: Figure, *axes: Axes) -> None:
     }
     order = [name for name in LOOK if name in named]
     handles = [named[name] for name in order]
-    fig.legend(handles, order, loc="outside upper center", ncols=min(6, len(order)))
+    fig.legend(
+        handles,
+        order,
+        loc="outside upper center",
+        ncols=5,
+        columnspacing=1.2,
+        handlelength=1.5,
+    )
 
 
 def _points(axis: Axes, points: Sequence[Point], of: str) -> None:
