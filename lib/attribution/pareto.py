@@ -12,6 +12,7 @@ Public names: `trak_steps`, `trak_points`, `datamodel_points`,
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -147,6 +148,9 @@ def influence_points(g: Ground, seed: int) -> list[Point]:
             repeats=1,
         ).x
 
+    with warnings.catch_warnings():  # the first forward-mode derivative of a process loads old code
+        warnings.simplefilter("ignore", FutureWarning)
+        product(torch.zeros(g.p, device=g.train[0].device))
     pairs = solvers.arnoldi(
         product, g.p, generator=generator, steps=ARNOLDI_STEPS, rank=ARNOLDI_STEPS
     )

@@ -128,10 +128,10 @@ def pareto(points: Sequence[Point], ceiling: float) -> Figure:
     return fig
 
 
-def language(points: Sequence[Point], ceiling: float) -> Figure:
-    """The published panels, and ours for a small transformer, each on its own axes."""
+def language(points: Sequence[Point], ceiling: float, name: str) -> Figure:
+    """The published panels, and ours for the setting `name`, each on its own axes."""
     fig, (left, middle, right) = figures.panels(1, 3, height=3.0)
-    for axis, (name, series) in zip((left, right), PUBLISHED.items(), strict=True):
+    for axis, (panel, series) in zip((left, right), PUBLISHED.items(), strict=True):
         for method, pairs in series.items():
             role, marker = LOOK[method]
             label = method if axis is left else None
@@ -139,11 +139,11 @@ def language(points: Sequence[Point], ceiling: float) -> Figure:
                 *zip(*pairs, strict=True), marker=marker, color=ROLE[role], label=label, linewidth=1
             )
         axis.set_xscale("log")
-        axis.set(xlabel="minutes of one A100", ylim=(0, 0.65))
-        axis.set_title(f"{name}\n(as read off the published figure)")
+        axis.set(xlabel="minutes of one A100", ylim=(-0.03, 0.65))
+        axis.set_title(f"{panel}: as read off\nthe published figure")
     _points(middle, points, "compute")
     _ceiling(middle, ceiling)
-    middle.set(xlabel="compute, in training runs", title="ours: inference grammar,\ntransformer")
+    middle.set(xlabel="compute, in training runs", title=f"ours:\n{name}")
     middle.set_ylim(-0.03, max(0.65, ceiling + 0.05))
     left.set_ylabel("LDS")
     _legend(fig, left, middle)

@@ -10,15 +10,17 @@ the string "cpu", or a projection for GPUs is chosen that fails at the end; half
 default; its folder must be fresh, or rows are skipped in silence; results are memory maps into
 that folder; and the model that it is given is overwritten with each checkpoint.
 
-Public names: `traker`.
+Public names: `traker`, `fresh_folder`.
 """
 
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +106,7 @@ def traker(
             slope = torch.func.grad(lambda f: loss(f).sum())(value)
             return -slope[:, None]
 
-    with tempfile.TemporaryDirectory() as folder:
+    with fresh_folder() as folder:
         engine = TRAKer(
             model=copy.deepcopy(models[0]),
             task=Task(),
@@ -129,6 +131,13 @@ def traker(
                 engine.score(rows, num_samples=len(rows[0]))
         found = engine.finalize_scores("targets")
         return torch.from_numpy(found.copy())  # the folder goes away
+
+
+@contextmanager
+def fresh_folder() -> Iterator[str]:
+    """A folder for the package's files that goes away after use, its progress bars with it."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        yield folder
 
 
 def _batches(data: Data, chunk: int) -> list[Data]:
