@@ -231,7 +231,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "lambdas": (0.01, 0.001, 0.0001),
             "multinomial": {"n": 1000, "lam": 0.01, "n_removed": 500},
             "lissa": {"scale": 10.0, "depth": 5000, "batch": 10, "repeats": 2},
-            "network": {"n": 1000, "channels": 8, "lam": 0.001, "damping": 0.01, "n_removed": 100},
+            "network": {"n": 500, "channels": 8, "lam": 0.001, "damping": 0.01, "n_removed": 40},
             "hinge": {"classes": (1, 7), "lam": 0.01, "n_removed": 100},
             "temperatures": (0.0, 0.001, 0.1),
             "groups": {"lam": 0.001, "n_random": 30, "n_coherent": 20},

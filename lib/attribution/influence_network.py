@@ -3,7 +3,12 @@
 Document 4, influence functions; Koh and Liang's protocol (specification 1.4): a network without
 pooling and with smooth activations, trained on all data at once to a small gradient; the points of
 largest influence on one misclassified test point are left out one by one, and training goes on from
-the trained weights. The control goes on as long with every point.
+the trained weights.
+
+How small that gradient is decides the outcome, so there are two starts. From the *finished* one,
+whose gradient is as small as that after each retraining, what changes is due to the point that is
+left out. From the *unfinished* one training goes on by a fixed number of steps, and most of what
+changes is due to those; the control goes on as long with every point.
 
 Training is L-BFGS in coordinates in which the Gauss-Newton matrix is the identity: a network of
 about a thousand weights has a small one, and plain L-BFGS needs eight times as many passes over the
@@ -26,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
 
-from lib import cache, gradients, models, training
+from lib import cache, gradients, models, parallel, training
 from lib.attribution import influence, solvers
 from lib.attribution.influence_studies import Comparison, load
 from lib.data.base import Split, sha256_of
@@ -34,9 +39,9 @@ from lib.features import Progress, activations
 
 WARM_UP = training.Recipe(epochs=60, batch_size=50, lr=3e-3, optimizer="adam", schedule="cosine")
 
-
 BLOCK = 10  # retrainings an entry of the cache
-MAX_STEPS = 200  # of one retraining
+UNFINISHED, FINISHED = 1e-4, 1e-6  # largest coordinate of the gradient at the two starts
+MAX_STEPS, MORE_STEPS = 200, 20  # of one retraining from the finished, from the unfinished start
 
 
 class AllConv(nn.Sequential):
@@ -66,24 +71,38 @@ def as_images(split: Split) -> Split:
 
 
 def train(
-    data: Split, channels: int, l2: float, seed: int, *, tol: float = 1e-5, max_rounds: int = 60
-) -> AllConv:
-    """A network whose gradient of `mean loss + l2/2 |weights|^2` is at most `tol`, float64.
+    data: Split,
+    channels: int,
+    l2: float,
+    seed: int,
+    *,
+    tols: Sequence[float] = (UNFINISHED, FINISHED),
+    max_rounds: int = 60,
+) -> list[AllConv]:
+    """One network at several stages of its training on `mean loss + l2/2 |weights|^2`, float64.
 
     Args:
-        tol: largest coordinate of the gradient.
+        tols: largest coordinate of the gradient at each stage, falling.
+
+    Returns:
+        A copy at each of `tols`.
 
     Raises:
-        ValueError: `max_rounds` of a hundred steps do not reach `tol`.
+        ValueError: `max_rounds` of a hundred steps do not reach the last of `tols`.
     """
     model = build(channels, seed)
     generator = torch.Generator().manual_seed(seed)
     training.train(model, data.x, data.y, WARM_UP, generator=generator)
+    stages: list[AllConv] = []
     for _ in range(max_rounds):
         factor = _factor(model, data, l2, damping=l2)
-        if descend(model, data, l2, factor, tol=tol, max_steps=100) <= tol:
-            return model
-    raise ValueError(f"{max_rounds} rounds do not bring the gradient to {tol:.0e}; raise l2")
+        while descend(model, data, l2, factor, tol=tols[len(stages)], max_steps=100) <= (
+            tols[len(stages)]
+        ):
+            stages.append(copy.deepcopy(model))
+            if len(stages) == len(tols):
+                return stages
+    raise ValueError(f"{max_rounds} rounds do not bring the gradient to {tols[-1]:.0e}; raise l2")
 
 
 def descend(
@@ -184,14 +203,15 @@ def retrain(
 class Study:
     """What was predicted for the left-out points, and what retraining gave."""
 
-    plain: Comparison  # actual: loss after retraining less the trained network's
+    finished: Comparison  # actual: loss after retraining less that of the finished network
+    unfinished: Comparison  # the same from the unfinished network
     controlled: Comparison  # less the control's: the same steps with every point
-    control: float  # change of the test point's loss by training on
+    control: float  # change of the test point's loss by training on alone
     row: int  # of the test point
-    accuracy: float  # on the test rows
+    accuracy: float  # of the finished network on the test rows
     n_weights: int
     hessian: str  # "Hessian" or, where it has negative curvature, "Gauss-Newton"
-    steps: int  # of conjugate gradients
+    steps: int  # of conjugate gradients at the finished network
 
 
 def study(
@@ -203,7 +223,6 @@ def study(
     damping: float,
     n_removed: int,
     seed: int,
-    tol: float = 1e-6,
     progress: Progress | None = None,
 ) -> Study:
     """Train, predict, leave out; trainings come from the cache, so that a killed run goes on.
@@ -211,7 +230,7 @@ def study(
     Args:
         data, test: images `[n, 1, h, w]` float64 and labels.
         damping: of conjugate gradients.
-        tol: largest coordinate of the gradient after each retraining, a tenth of the training's.
+        n_removed: points of largest influence, left out one at a time.
     """
     config: dict[str, object] = {
         "channels": channels,
@@ -219,34 +238,42 @@ def study(
         "seed": seed,
         "data": cache.state_hash({"x": data.x, "y": data.y}),
     }
-    model = build(channels, seed)
-    state = cache.fetch(
-        "all-conv",
-        config,
-        lambda: dict(train(data, channels, lam, seed).state_dict()),
-        code=[train, AllConv],
-    )
-    model.load_state_dict(state)
-    model.eval()
-    out = training.predict(model, test.x)
+
+    def stages() -> dict[str, Tensor]:
+        (found,) = parallel.side_by_side(lambda s: train(data, channels, lam, s), [seed])
+        return {
+            f"{k}.{name}": w for k, net in enumerate(found) for name, w in net.state_dict().items()
+        }
+
+    states = cache.fetch("all-conv", config, stages, code=[train, AllConv])
+    early, late = (build(channels, seed).eval() for _ in range(2))
+    for k, model in enumerate((early, late)):
+        parts = {n.removeprefix(f"{k}."): w for n, w in states.items() if n.startswith(f"{k}.")}
+        model.load_state_dict(parts)
+    out = training.predict(late, test.x)
     row = int((out.argmax(1) != test.y).nonzero()[0])
     point = test.x[row : row + 1], test.y[row : row + 1]
-    wanted = gradients.per_example(model, point, gradients.cross_entropy)[0]
-    solution, name = _solved(model, data, lam, damping, wanted)
-    tau = influence.scores(model, (data.x, data.y), solution.x[None], chunk=500)[:, 0]
-    rows = tau.abs().argsort(descending=True)[:n_removed]
-    config |= {"test": cache.state_hash({"x": point[0], "y": point[1]}), "tol": tol}
-    losses = _losses_without(model, data, point, lam, rows, tol, config, progress)
-    base = gradients.cross_entropy(out[row : row + 1], point[1])
+    config |= {"test": cache.state_hash({"x": point[0], "y": point[1]})}
+    found = []
+    for model, tol, max_steps in ((late, FINISHED, MAX_STEPS), (early, 0.0, MORE_STEPS)):
+        solution, name = _solved(model, data, lam, damping, point)
+        tau = influence.scores(model, (data.x, data.y), solution.x[None], chunk=500)[:, 0]
+        rows = tau.abs().argsort(descending=True)[:n_removed]
+        limits = {"tol": tol, "max_steps": max_steps}
+        losses = _losses_without(model, data, point, lam, rows, config, limits, progress)
+        base = gradients.cross_entropy(training.predict(model, point[0]), point[1])
+        found.append((-tau[rows], losses, base, name, solution.steps))
+    (predicted, losses, base, name, steps), (guess, more, start, _, _) = found
     return Study(
-        Comparison(-tau[rows], losses[1:] - base),
-        Comparison(-tau[rows], losses[1:] - losses[0]),
-        (losses[0] - base).item(),
+        Comparison(predicted, losses[1:] - base),
+        Comparison(guess, more[1:] - start),
+        Comparison(guess, more[1:] - more[0]),
+        (more[0] - start).item(),
         row,
         (out.argmax(1) == test.y).double().mean().item(),
-        len(wanted),
+        models.n_parameters(late),
         name,
-        solution.steps,
+        steps,
     )
 
 
@@ -256,8 +283,8 @@ def _losses_without(
     point: tuple[Tensor, Tensor],
     lam: float,
     rows: Tensor,
-    tol: float,
-    config: dict[str, object],
+    config: Mapping[str, object],
+    limits: Mapping[str, float],
     progress: Progress | None,
 ) -> Tensor:
     """The test point's loss after training on with every point, then without each of `rows`."""
@@ -268,16 +295,16 @@ def _losses_without(
     for start in progress(blocks) if progress else blocks:
         chosen = left_out[start : start + BLOCK]
 
+        def loss_without(k: int | None) -> Tensor:
+            net = retrain(model, data, lam, factor, k, **limits)  # type: ignore[arg-type]
+            return gradients.cross_entropy(training.predict(net, point[0]), point[1])
+
         def build_losses(chosen: list[int | None] = chosen) -> dict[str, Tensor]:
-            nets = (
-                retrain(model, data, lam, factor, k, tol=tol, max_steps=MAX_STEPS) for k in chosen
-            )
-            out = torch.cat([training.predict(net, point[0]) for net in nets])
-            return {"losses": gradients.cross_entropy(out, point[1].expand(len(out)))}
+            return {"losses": torch.cat(parallel.side_by_side(loss_without, chosen))}
 
         entry = cache.fetch(
             "all-conv-left-out",
-            {**config, "rows": chosen},
+            {**config, **limits, "rows": chosen},
             build_losses,
             code=[train, AllConv, retrain],
         )
@@ -309,9 +336,11 @@ def features_without(
 
 
 def _solved(
-    model: nn.Module, data: Split, lam: float, damping: float, right: Tensor
+    model: nn.Module, data: Split, lam: float, damping: float, point: tuple[Tensor, Tensor]
 ) -> tuple[solvers.Solution, str]:
+    """`H^-1` times the gradient of the test point's loss, and which matrix was taken for H."""
     pair = data.x, data.y
+    right = gradients.per_example(model, point, gradients.cross_entropy)[0]
     try:
         h = gradients.hessian_product(model, pair, gradients.cross_entropy, l2=lam)
         with warnings.catch_warnings():

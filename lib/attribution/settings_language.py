@@ -22,7 +22,7 @@ RECIPE = Recipe(15, 50, 0.01, optimizer="adam", schedule="triangular")
 STACK = 10  # larger stacks are no faster (measured), and a killed run loses less
 
 
-def grammar_transformer(n_train: int = 2000) -> Setting:
+def grammar_transformer(n_train: int = 1000) -> Setting:
     """GRAMMAR: pairs of the inference grammar; a network of 10,083 weights; 200 other pairs."""
     data = inference.load(0, n_train=n_train)
     spec = {"n_words": len(data.vocabulary), "length": inference.LENGTH, "n_blocks": 1}

@@ -157,7 +157,7 @@ def test_gauss_newton_matrix_is_that_of_the_product() -> None:
 
 def test_training_ends_at_a_small_gradient_and_retraining_forgets_the_point() -> None:
     data, l2 = images(), 0.02
-    model = network.train(data, 2, l2, seed=0)
+    early, model = network.train(data, 2, l2, seed=0, tols=(1e-4, 1e-5))
 
     def gradient(net: torch.nn.Module, rows: Tensor) -> Tensor:
         losses = gradients.cross_entropy(net(data.x[rows]), data.y[rows]).sum() / len(data)
@@ -167,6 +167,7 @@ def test_training_ends_at_a_small_gradient_and_retraining_forgets_the_point() ->
         )
 
     everything = torch.arange(len(data))
+    assert 1e-5 < gradient(early, everything).abs().max() <= 1e-4
     assert gradient(model, everything).abs().max() <= 1e-5
     factor = torch.linalg.cholesky(network.matrix(model, data, 2 * l2))
     found = network.retrain(model, data, l2, factor, 7, tol=1e-6, max_steps=200)

@@ -66,3 +66,15 @@ def test_long_task_is_shortened_in_errors() -> None:
         parallel.map_tasks(int, ["x" * 1000])
     described = str(raised.value).split(" failed with ")[0]
     assert described == f"task 1 of 1 ({'x' * (parallel.SHOWN - 3)}...)"
+
+
+def test_side_by_side_computes_with_one_thread_each_and_restores_them() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    seen = parallel.side_by_side(lambda task: (task, torch.get_num_threads()), range(5))
+    assert seen == [(k, 1) for k in range(5)]
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="two is"):
+        parallel.side_by_side(raise_at_two, [1, 2, 3])
+    assert torch.get_num_threads() == before
