@@ -300,7 +300,7 @@ def _losses_without(
             return gradients.cross_entropy(training.predict(net, point[0]), point[1])
 
         def build_losses(chosen: list[int | None] = chosen) -> dict[str, Tensor]:
-            return {"losses": torch.cat(parallel.side_by_side(loss_without, chosen))}
+            return {"losses": torch.cat(list(parallel.side_by_side(loss_without, chosen)))}
 
         entry = cache.fetch(
             "all-conv-left-out",

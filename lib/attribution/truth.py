@@ -230,7 +230,8 @@ def _collect(
             rows = subsets[start : start + setting.stack]
             seeds = tuple(_seed(seed, SUBSET, start + j, repeat) for j in range(len(rows)))
             stacks.append(_Stack(setting, rows, seeds, start, repeat))
-    parts = map_tasks(_fetch_outputs, stacks, progress=progress)
+    on_processor = setting.train.x.device.type == "cpu"
+    parts = map_tasks(_fetch_outputs, stacks, progress=progress, together=on_processor)
     flat = torch.cat([part["outputs"] for part in parts])  # [R m, T]
     wall, cpu = torch.stack([part["seconds"] for part in parts]).sum(0).tolist()
     return flat.unflatten(0, (repeats, len(subsets))).transpose(0, 1).contiguous(), wall, cpu

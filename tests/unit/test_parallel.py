@@ -73,8 +73,16 @@ def test_side_by_side_computes_with_one_thread_each_and_restores_them() -> None:
 
     before = torch.get_num_threads()
     seen = parallel.side_by_side(lambda task: (task, torch.get_num_threads()), range(5))
-    assert seen == [(k, 1) for k in range(5)]
+    assert list(seen) == [(k, 1) for k in range(5)]
     assert torch.get_num_threads() == before
     with pytest.raises(ValueError, match="two is"):
-        parallel.side_by_side(raise_at_two, [1, 2, 3])
+        list(parallel.side_by_side(raise_at_two, [1, 2, 3]))
     assert torch.get_num_threads() == before
+
+
+def test_tasks_together_give_the_same_and_name_the_one_that_failed() -> None:
+    bar = Bar()
+    assert parallel.map_tasks(square, [3, 1, 2], progress=bar, together=True) == [9, 1, 4]
+    assert bar.seen == [0, 1, 2]
+    with pytest.raises(parallel.TaskError, match=r"task 2 of 3 \(2\) failed with ValueError"):
+        parallel.map_tasks(raise_at_two, [1, 2, 3], together=True)
