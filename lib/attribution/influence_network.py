@@ -21,6 +21,7 @@ In reading order: `build`, `as_images`, `train`, `descend`, `matrix`, `retrain`,
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -288,7 +289,7 @@ def _losses_without(
     progress: Progress | None,
 ) -> Tensor:
     """The test point's loss after training on with every point, then without each of `rows`."""
-    factor = _factor(model, data, lam, damping=lam)
+    factor = functools.cache(lambda: _factor(model, data, lam, damping=lam))
     left_out = [None, *rows.tolist()]
     blocks = range(0, len(left_out), BLOCK)
     losses = []
@@ -296,10 +297,11 @@ def _losses_without(
         chosen = left_out[start : start + BLOCK]
 
         def loss_without(k: int | None) -> Tensor:
-            net = retrain(model, data, lam, factor, k, **limits)  # type: ignore[arg-type]
+            net = retrain(model, data, lam, factor(), k, **limits)  # type: ignore[arg-type]
             return gradients.cross_entropy(training.predict(net, point[0]), point[1])
 
         def build_losses(chosen: list[int | None] = chosen) -> dict[str, Tensor]:
+            factor()  # once, and only where something is built
             return {"losses": torch.cat(list(parallel.side_by_side(loss_without, chosen)))}
 
         entry = cache.fetch(
