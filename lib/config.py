@@ -283,6 +283,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "ks": (64, 128, 256, 512),
             "ridges": (0.0, 0.01, 0.1, 1.0, 10.0),
             "m_fit": (500, 1000, 2000, 3000),
+            "n_solved": 200,
             "language": {
                 "setting": "grammar_transformer",
                 "m_truth": 50,
@@ -303,13 +304,14 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "ks": (128, 256, 512),
             "ridges": (0.0, 0.01, 0.1, 1.0, 10.0),
             "m_fit": (100, 200, 400),
+            "n_solved": 100,
             "language": {
                 "setting": "snli_transformer",
                 "m_truth": 50,
                 "repeats": 2,
                 "n_models": (1, 2, 5, 10),
                 "k": 512,
-                "m_fit": (100,),
+                "m_fit": (60,),
             },
             "benchmark": ("mnist_lr", "mnist_mlp"),
         },

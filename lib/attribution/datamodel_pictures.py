@@ -25,6 +25,7 @@ PUBLISHED = {
     "empirical influence": ((500, 2500, 10_000, 25_000), (0.05, 0.10, 0.19, 0.28)),
 }
 N_SHOWN = 5  # training images on either side of `examples`
+LICENSED = ("digits-mlp",)  # settings whose images a stored figure may show
 
 
 def outputs(study: Study, targets: Sequence[int]) -> Figure:
@@ -127,12 +128,15 @@ def scaling(curves: Mapping[str, Sequence[Score]], ceiling: float) -> Figure:
 
 
 def examples(study: Study, score: Score, targets: Sequence[int]) -> Figure:
-    """Each row a target, the rows that raise its margin most, and those that lower it most."""
+    """Each row a target, the rows that raise its margin most, and those that lower it most.
+
+    Images whose licence is not known to allow it are not drawn: their row numbers stand instead.
+    """
     columns = 1 + 2 * N_SHOWN
     fig, axes = figures.panels(len(targets), columns, height=0.95)
     for k, t in enumerate(targets):
         row = axes[k * columns : (k + 1) * columns]
-        _row(study, score.model.tau[:, t], t, row)
+        _row(study, score.model.tau[:, t], t, row, drawn=study.setting.name in LICENSED)
     axes[0].set_title("target", loc="center")
     axes[1].set_title("raise its margin")
     axes[1 + N_SHOWN].set_title("lower its margin")
@@ -214,21 +218,32 @@ def rows(study: Study, curves: Mapping[str, Sequence[Score]]) -> list[dict[str, 
     return found
 
 
-def _row(study: Study, tau: Tensor, t: int, axes: Sequence[Axes]) -> None:
+def _row(study: Study, tau: Tensor, t: int, axes: Sequence[Axes], *, drawn: bool = True) -> None:
     """A target's image, the rows with the largest weights, and those with the smallest."""
     order = tau.argsort(descending=True)
     shown = [*order[:N_SHOWN].tolist(), *order.flip(0)[:N_SHOWN].tolist()]
     data, targets = study.setting.train, study.setting.targets
-    _image(axes[0], targets.x[t], study.names[int(targets.y[t])])
+    draw = _image if drawn else _number
+    draw(axes[0], t, targets.x[t], study.names[int(targets.y[t])])
     for axis, i in zip(axes[1:], shown, strict=True):
-        _image(axis, data.x[i], f"{study.names[int(data.y[i])]}: {tau[i].item():+.2f}")
+        draw(axis, i, data.x[i], f"{study.names[int(data.y[i])]}: {tau[i].item():+.2f}")
 
 
-def _image(axis: Axes, x: Tensor, words: str) -> None:
+def _image(axis: Axes, row: int, x: Tensor, words: str) -> None:
     """Pixels `[d]` as a square in grey, or `[3, h, w]` in colour."""
     x = x.unflatten(0, (round(len(x) ** 0.5), -1)) if x.ndim == 1 else x.permute(1, 2, 0)
     x = (x - x.min()) / (x.max() - x.min())
     axis.imshow(x, cmap="gray_r")
+    _label(axis, words)
+
+
+def _number(axis: Axes, row: int, x: Tensor, words: str) -> None:
+    """The row's number in place of its image."""
+    axis.text(0.5, 0.5, str(row), ha="center", va="center", fontsize=6)
+    _label(axis, words)
+
+
+def _label(axis: Axes, words: str) -> None:
     axis.set(xticks=[], yticks=[])
     for side in axis.spines.values():
         side.set_visible(False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lib import models, training
 from lib.attribution import cost, metrics, settings, settings_language, trak, truth
 from lib.config import Run
+from lib.data.base import Split
 from lib.training.loop import SCHEDULES, Progress
 
 SETTINGS: dict[str, Callable[[Run], truth.Setting]] = {
@@ -107,6 +108,16 @@ class Ground:
     def reading(self) -> float:
         """Operations of the gradients of all examples and targets at one network."""
         return cost.gradients(self.forward, len(self.train[0]) + len(self.targets[0]))
+
+    def first(self, n_targets: int) -> Ground:
+        """The same with the first targets alone, for methods that pay for every target."""
+        targets, found = self.setting.targets, self.truth
+        few = Split(targets.x[:n_targets], targets.y[:n_targets])
+        return replace(
+            self,
+            setting=replace(self.setting, targets=few),
+            truth=replace(found, outputs=found.outputs[..., :n_targets]),
+        )
 
     def lds(self, tau: Tensor) -> float:
         return metrics.lds(tau, self.truth.subsets, self.truth.mean).mean

@@ -97,8 +97,9 @@ def train(
     stages: list[AllConv] = []
     for _ in range(max_rounds):
         factor = _factor(model, data, l2, damping=l2)
-        while descend(model, data, l2, factor, tol=tols[len(stages)], max_steps=100) <= (
-            tols[len(stages)]
+        while (
+            descend(model, data, l2, factor, tol=tols[len(stages)], max_steps=100)
+            <= (tols[len(stages)])
         ):
             stages.append(copy.deepcopy(model))
             if len(stages) == len(tols):

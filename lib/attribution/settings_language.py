@@ -29,7 +29,7 @@ def grammar_transformer(n_train: int = 1000) -> Setting:
     return _setting("grammar-transformer", spec, data.train, data.test)
 
 
-def snli_transformer(root: Path, n_train: int = 3000) -> Setting:
+def snli_transformer(root: Path, n_train: int = 2000) -> Setting:
     """SNLI-mini: the first of SNLI's (shuffled) training pairs, and 200 pairs of other premises.
 
     Args:

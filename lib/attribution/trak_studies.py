@@ -121,7 +121,7 @@ def images(
     return [
         *pareto.trak_points(g, size.n_models, size.k, steps),
         *pareto.kronecker_points(g, [m for m in size.n_models if m <= TEN], seed),
-        *pareto.influence_points(g, seed),
+        *pareto.influence_points(g, seed, size.n_solved),
         *pareto.similarity_points(g, seed),
         *pareto.valuation_points(g, seed),
         *pareto.datamodel_points(g, fitting, size.m_fit),

@@ -236,15 +236,14 @@ class RandomFactors:
 
     def project_factors(self, factors: dict[str, Factor], model_id: int) -> Tensor:
         """The same features ``[b, k]`` from the `factors` of a chunk, without any gradient."""
-        dtype = next(iter(factors.values())).a.dtype
-        matrices = self._matrices(model_id, dtype).items()
-        return torch.cat(
-            [
-                ((factors[name].d @ left).mT @ (factors[name].a @ right)).flatten(1)
-                for name, (left, right) in matrices
-            ],
-            dim=1,
-        )
+        parts = []
+        for name, (left, right) in self._matrices(
+            model_id, next(iter(factors.values())).a.dtype
+        ).items():
+            d, a = (factors[name].d @ left).mT, factors[name].a @ right
+            # an outer product is ten times faster than a matrix product of inner length 1
+            parts.append((d * a if a.shape[1] == 1 else d @ a).flatten(1))
+        return torch.cat(parts, dim=1)
 
     def free_memory(self) -> None:
         """Drop the matrices; the next projection draws the same ones again."""

@@ -70,7 +70,7 @@ def test_every_method_gives_a_score_and_a_cost(small):
     points = [
         *pareto.trak_points(small, (1, 2), 32, steps),
         *pareto.kronecker_points(small, (1,), 0),
-        *pareto.influence_points(small, 0),
+        *pareto.influence_points(small, 0, len(small.targets[0])),
         *pareto.similarity_points(small, 0),
         *pareto.valuation_points(small, 0),
         *pareto.datamodel_points(small, fitting, (40,), ("datamodel, ridge",)),
