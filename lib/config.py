@@ -268,7 +268,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "repeats": 2,
             "m_fit": 400,
             "grid": (100, 200, 400),
-            "alphas": (0.5,),
+            "alphas": (0.2, 0.5),
             "m_alpha": 400,
         },
     },

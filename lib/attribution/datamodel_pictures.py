@@ -45,11 +45,10 @@ def outputs(study: Study, targets: Sequence[int]) -> Figure:
     )
     data, seeds = studies.spreads(study.judged)
     right.scatter(seeds, data, s=8, color=ROLE["main"], alpha=0.6, linewidth=0)
-    high = 1.1 * min(data.max().item(), seeds.max().item())
     right.axline((0, 0), slope=1, color=ROLE["control"], linestyle=":")
     right.set(
-        xlim=(0, high),
-        ylim=(0, None),
+        xlim=(0, 1.05 * seeds.max().item()),
+        ylim=(0, 1.05 * data.max().item()),
         xlabel="sd of the margin over seeds",
         ylabel="sd over subsets",
         title="data against seed, a dot a target",
@@ -97,7 +96,9 @@ def prediction(study: Study, score: Score, targets: Sequence[int]) -> Figure:
         axis.scatter(guess[:, t], seen[:, t], s=6, color=ROLE["main"], alpha=0.6, linewidth=0)
         word = study.names[int(study.setting.targets.y[t])]
         r = score.evaluation.pearson[t].item()
-        axis.set_title(f"target {t} ({word}), r = {r:.2f}")
+        axis.set_title(
+            f"target {t}: {word}\nr = {r:.2f}" if r == r else f"target {t}: {word}\nno weight"
+        )
         axis.set_xlabel("predicted")
         _diagonal(axis)
     axes[0].set_xlabel("predicted")
@@ -199,7 +200,7 @@ def one_target(study: Study, score: Score, t: int) -> Figure:
 
 
 def rows(study: Study, curves: Mapping[str, Sequence[Score]]) -> list[dict[str, object]]:
-    """The methods at their largest number of networks, for a table."""
+    """The methods at their largest number of networks, for a table; no correlation counts as 0."""
     found: list[dict[str, object]] = []
     for scores in curves.values():
         s = scores[-1]
@@ -210,7 +211,7 @@ def rows(study: Study, curves: Mapping[str, Sequence[Score]]) -> list[dict[str, 
                 "method": s.method,
                 "networks": s.m,
                 "LDS": f"{s.lds.mean:.3f} [{low:.3f}, {high:.3f}]",
-                "Pearson": f"{s.evaluation.pearson.mean().item():.3f}",
+                "Pearson": f"{s.evaluation.pearson.nan_to_num(0.0).mean().item():.3f}",
                 "error / variance": f"{explained:.3f}",
                 "weights not zero (median)": f"{s.n_weights.double().median().item():.0f}",
             }
