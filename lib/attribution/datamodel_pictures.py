@@ -97,9 +97,8 @@ def prediction(study: Study, score: Score, targets: Sequence[int]) -> Figure:
         axis.scatter(guess[:, t], seen[:, t], s=6, color=ROLE["main"], alpha=0.6, linewidth=0)
         word = study.names[int(study.setting.targets.y[t])]
         r = score.evaluation.pearson[t].item()
-        axis.set_title(
-            f"target {t}: {word}\nr = {r:.2f}" if r == r else f"target {t}: {word}\nno weight"
-        )
+        found = "no weight" if isnan(r) else f"r = {r:.2f}"
+        axis.set_title(f"target {t}: {word}\n{found}")
         axis.set_xlabel("predicted")
         _diagonal(axis)
     axes[0].set_xlabel("predicted")
