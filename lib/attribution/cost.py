@@ -102,7 +102,7 @@ def kronecker(n: int, n_targets: int, layers: list[tuple[int, int]]) -> float:
     return total
 
 
-def lasso(m: int, n: int, n_targets: int, steps: int) -> float:
+def lasso(m: int, n: int, n_targets: int, steps: float) -> float:
     """`steps` proximal steps of all targets on one Gram matrix of `m` subsets of `n` rows."""
     return gram(m, n) + 2.0 * m * n * n_targets + 2.0 * n * n * n_targets * steps
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Datamodel:
     bias: Tensor  # [T]
     penalty: Tensor  # [T]; 0 for empirical influence, which has none
     path: Path | None = None
+    steps: float = 0.0  # proximal steps of LASSO, the mean over targets
 
     def predict(self, subsets: Tensor) -> Tensor:
         """Outputs `[m, T]` of networks trained on subsets `[m, k]`."""
@@ -100,13 +101,16 @@ def fit_lasso(
     weights = torch.zeros_like(cross)
     best, chosen, start = torch.full_like(largest, torch.inf), largest, weights.clone()
     active = torch.ones_like(largest, dtype=torch.bool)
-    errors, counts = [], []
+    errors, counts, spent = [], [], 0
     for penalty in penalties:  # each from the solution before; this close is enough to choose
         a = active.nonzero()[:, 0]
         if len(a):
             half = penalty[a].float() / 2
             before = weights[:, a]
-            weights[:, a], _ = _fista(times, cross[:, a], half, before, step, limit[a], 10 * STEPS)
+            weights[:, a], _, more = _fista(
+                times, cross[:, a], half, before, step, limit[a], 10 * STEPS
+            )
+            spent += more
         error = moments.error(weights.double(), *choosing).masked_fill(~active, torch.nan)
         errors.append(error)
         counts.append((weights != 0).sum(0).double().masked_fill(~active, torch.nan))
@@ -116,7 +120,7 @@ def fit_lasso(
         active = error <= GIVE_UP * best
     path = Path(penalties, torch.stack(errors), torch.stack(counts))
     fit = lasso(subsets, outputs, n, penalty=chosen, start=start)
-    return Datamodel(fit.tau, fit.bias, fit.penalty, path)
+    return replace(fit, path=path, steps=fit.steps + spent / len(largest))
 
 
 def lasso(
@@ -147,10 +151,11 @@ def lasso(
     times, step = _operator(moments, torch.float64)
     tau = torch.zeros_like(moments.cross) if start is None else start.double().clone()
     limit = tol * moments.cross.abs().amax(0)
-    going = torch.arange(tau.shape[1])
+    going, spent = torch.arange(tau.shape[1]), 0
     for _ in range(ROUNDS):
         cross, threshold = moments.cross[:, going], penalty[going].double() / 2
-        near, done = _fista(times, cross, threshold, tau[:, going], step, limit[going], STEPS)
+        near, done, more = _fista(times, cross, threshold, tau[:, going], step, limit[going], STEPS)
+        spent += more
         exact, is_optimal = _on_support(moments.gram, cross, threshold, near, limit[going])
         tau[:, going] = torch.where(is_optimal, exact, near)
         going = going[~(done | is_optimal)]
@@ -161,7 +166,8 @@ def lasso(
             f"{len(going)} of {tau.shape[1]} targets did not converge in {ROUNDS * STEPS} steps, "
             f"the first is target {int(going[0])}; raise the penalty or the tolerance"
         )
-    return Datamodel(tau, moments.bias(tau), penalty.double())
+    bias, steps = moments.bias(tau), spent / tau.shape[1]
+    return Datamodel(tau, bias, penalty.double(), steps=steps)
 
 
 def fit_ridge(
@@ -303,7 +309,7 @@ def _fista(
     step: float,
     limit: Tensor,
     n_steps: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, int]:
     """Minimise `w'Gw/2 - c'w + threshold |w|_1` for each column, by accelerated proximal steps.
 
     The momentum of a column starts anew where it points uphill; columns leave when they meet the
@@ -314,13 +320,14 @@ def _fista(
         step: at most 1 over the largest eigenvalue of G.
 
     Returns:
-        Weights `[n, T]`, and which columns met the conditions.
+        Weights `[n, T]`, which columns met the conditions, and the steps of all columns together.
     """
     result, done = start.clone(), torch.zeros_like(threshold, dtype=torch.bool)
     columns = torch.arange(cross.shape[1])
     w, point = start, start
-    momentum = torch.ones_like(threshold)
+    momentum, spent = torch.ones_like(threshold), 0
     for k in range(1, n_steps + 1):
+        spent += len(columns)
         moved = point - step * (times(point) - cross)
         new = moved - moved.clamp(-step * threshold, step * threshold)
         away = point - new
@@ -341,7 +348,7 @@ def _fista(
                 if not len(columns):
                     break
     result[:, columns] = w
-    return result, done
+    return result, done, spent
 
 
 def _on_support(

@@ -39,7 +39,7 @@ def scores(
     *,
     loss: gradients.Output = gradients.cross_entropy,
     block: Block = None,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Tensor:
     """Inner products of directions in weight space with every training example's pull.
 
@@ -47,7 +47,7 @@ def scores(
         train: (x `[n, ...]`, y `[n]`, ...), what `loss` reads.
         directions: `H^-1 dF_t`, one target a row, `[T, p]`.
         block: the part of the weights that `directions` cover; None for all.
-        chunk: examples a pass.
+        chunk: examples a pass, None by the size of the model.
 
     Returns:
         `tau [n, T] = -(1/n) <direction_t, dl_i>`.
@@ -74,7 +74,7 @@ def influence(
     loss: gradients.Output = gradients.cross_entropy,
     output: gradients.Output = gradients.margin,
     block: Block = None,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Tensor:
     """Influence of every training example on every target, with any solver.
 
@@ -103,7 +103,7 @@ def arnoldi_influence(
     loss: gradients.Output = gradients.cross_entropy,
     output: gradients.Output = gradients.margin,
     block: Block = None,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Tensor:
     """`influence` in the span of a few eigenvectors, all gradients projected on them first.
 
@@ -123,7 +123,7 @@ def self_influence(
     *,
     loss: gradients.Output = gradients.cross_entropy,
     block: Block = None,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Tensor:
     """`dl_i' H^-1 dl_i`, `[n]`: large for examples that the network can only memorise."""
     pairs = _solved(model, train, solve, loss, block, chunk)
@@ -139,7 +139,7 @@ def relative_influence(
     loss: gradients.Output = gradients.cross_entropy,
     output: gradients.Output = gradients.margin,
     block: Block = None,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Tensor:
     """`influence` over the weight change that each example causes, `|H^-1 dl_i|`, `[n, T]`.
 
@@ -198,7 +198,7 @@ def _solved(
     solve: Solve,
     loss: gradients.Output,
     block: Block,
-    chunk: int,
+    chunk: int | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(`dl_i`, `H^-1 dl_i`), both `[b, p]`, chunk by chunk."""
     for part in gradients.stream(model, train, loss, block=block, chunk=chunk):

@@ -165,22 +165,9 @@ def _factor(model: nn.Module, data: Split, l2: float, damping: float) -> Tensor:
 
 
 def matrix(model: nn.Module, data: Split, l2: float) -> Tensor:
-    """The Gauss-Newton matrix of `mean loss + l2/2 |weights|^2`, `[p, p]`.
-
-    The mean over examples and labels c, by the model's probability of c, of the outer products of
-    the loss gradients for label c: for cross-entropy that is `J' H_out J`.
-    """
-    p = F.softmax(training.predict(model, data.x), 1)
-    total = torch.zeros(())
-    for c in range(p.shape[1]):
-        labels = torch.full_like(data.y, c)
-        parts = gradients.per_example_hooks(
-            model, (data.x, labels), gradients.cross_entropy, chunk=250
-        )
-        for part, chance in zip(parts, p[:, c].split(250), strict=True):
-            rows = part * chance[:, None].sqrt()
-            total = total + rows.mT @ rows
-    g = total / len(data)
+    """The Gauss-Newton matrix of `mean loss + l2/2 |weights|^2`, `[p, p]`."""
+    rows = gradients.ggn_rows(model, (data.x, data.y), chunk=250).flatten(0, 1)
+    g = rows.mT @ rows / len(data)
     g.diagonal().add_(l2)
     return g
 

@@ -59,8 +59,8 @@ CG_STEPS = 10  # as the dattri benchmark
 LISSA_DEPTH, LISSA_BATCH, LISSA_SCALE = 100, 50, 10.0
 ARNOLDI_STEPS = 50  # and eigenpairs kept
 N_ORDERS = 20  # of Data Shapley
+MOST_NUMBERS = 2**28  # of a square root of the Gauss-Newton matrix: a gibibyte
 TOLERANCE = 0.01
-LASSO_STEPS = 1000  # proximal steps of one path: 500 to 2,600 were seen, less for more networks
 
 
 def trak_flop(g: Ground, k: int) -> float:
@@ -99,26 +99,26 @@ def datamodel_points(
 ) -> list[Point]:
     """LASSO, ridge and empirical influence by the number of networks they are fitted on."""
     n, t = len(g.train[0]), len(g.targets[0])
-    made: dict[str, tuple[Callable[..., datamodels.Datamodel], Callable[[int], float]]] = {
+    made: dict[str, tuple[Callable[..., datamodels.Datamodel], Callable[[int, float], float]]] = {
         "datamodel, LASSO": (
             datamodels.fit_lasso,
-            lambda m: cost.lasso(m, n, t, LASSO_STEPS),
+            lambda m, steps: cost.lasso(m, n, t, steps),
         ),
         "datamodel, ridge": (
             datamodels.fit_ridge,
-            lambda m: cost.ridge(m, n, t, penalties=len(datamodels.RIDGES) + 1),
+            lambda m, _: cost.ridge(m, n, t, penalties=len(datamodels.RIDGES) + 1),
         ),
         "empirical influence": (
             datamodels.empirical_influence,
-            lambda m: cost.marginal_means(m, n, t),
+            lambda m, _: cost.marginal_means(m, n, t),
         ),
     }
     found = []
     for m in sizes:
         for name in methods:
             fit, flop = made[name]
-            tau = fit(fitting.subsets[:m], fitting.outputs[:m, 0], n).tau
-            found.append(g.point(name, tau, n_models=m, flop=flop(m)))
+            model = fit(fitting.subsets[:m], fitting.outputs[:m, 0], n)
+            found.append(g.point(name, model.tau, n_models=m, flop=flop(m, model.steps)))
     return found
 
 
@@ -130,19 +130,17 @@ def influence_points(whole: Ground, seed: int, n_targets: int) -> list[Point]:
     """
     g = whole.first(n_targets)
     n, t = len(whole.train[0]), len(whole.targets[0])
-    model, loss = g.whole, gradients.cross_entropy
-    product = gradients.ggn_product(model, g.train, loss)
+    model = g.whole
+    product_of = _curvature(g)
+    product = product_of(None)
     generator = torch.Generator().manual_seed(seed)
 
     def conjugate(right: Tensor) -> Tensor:
         return solvers.conjugate_gradient(product, right, damping=DAMPING, max_steps=CG_STEPS).x
 
-    def batch_product(rows: Tensor) -> Callable[[Tensor], Tensor]:
-        return gradients.ggn_product(model, tuple(part[rows] for part in g.train), loss)
-
     def series(right: Tensor) -> Tensor:
         return solvers.lissa(
-            batch_product,
+            product_of,
             n,
             right,
             generator=generator,
@@ -179,6 +177,28 @@ def influence_points(whole: Ground, seed: int, n_targets: int) -> list[Point]:
         ),
     ]
     return [g.point(name, tau, n_models=1, flop=flop, runs=2.0) for name, tau, flop in made]
+
+
+def _curvature(g: Ground) -> Callable[[Tensor | None], gradients.Product]:
+    """Products with the Gauss-Newton matrix over some rows (None: all), without a penalty.
+
+    By matrix products where a square root of the matrix is small enough to be kept.
+    """
+    model, n = g.whole, len(g.train[0])
+    n_classes = int(g.train[1].max()) + 1
+    if n_classes * n * g.p > MOST_NUMBERS:
+        return lambda rows: gradients.ggn_product(
+            model, g.train if rows is None else tuple(part[rows] for part in g.train),
+            gradients.cross_entropy,
+        )  # fmt: skip
+    root = gradients.ggn_rows(model, g.train)
+
+    def product_of(rows: Tensor | None) -> gradients.Product:
+        part = (root if rows is None else root[:, rows]).flatten(0, 1)
+        n_rows = len(part) / len(root)
+        return lambda v: part.mT @ (part @ v) / n_rows
+
+    return product_of
 
 
 def kronecker_points(g: Ground, sizes: Sequence[int], seed: int) -> list[Point]:

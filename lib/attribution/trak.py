@@ -74,7 +74,7 @@ def trak(
     curvature: bool = False,
     leverage: bool = False,
     blocks: Sequence[Block] = (None,),
-    chunk: int = 64,
+    chunk: int | None = None,
     each: Each | None = None,
 ) -> Attribution:
     """Attribute outputs of targets to training examples.
@@ -96,7 +96,8 @@ def trak(
         leverage: divide by one minus the leverage, which the published method leaves out.
         blocks: parameter blocks with a Gram matrix each; `((prefix, ...),)` for a part of the
             network, `layers(model)` for one a layer.
-        chunk: examples a pass; the result does not depend on it beyond round-off.
+        chunk: examples a pass, None by the size of the model; the result does not depend on it
+            beyond round-off.
         each: called after each network with the attribution so far, for a curve over their
             number or a progress bar.
 
@@ -147,7 +148,7 @@ def trak_exact(
     curvature: bool = False,
     leverage: bool = False,
     block: Block = None,
-    chunk: int = 64,
+    chunk: int | None = None,
     each: Each | None = None,
 ) -> Attribution:
     """`trak` without a projection: the same formula in the kernel of gradients `[n, n]`.
@@ -189,7 +190,7 @@ def trak_vector(
     output: gradients.Output = gradients.margin,
     ridge: float = 0.1,
     block: Block = None,
-    chunk: int = 64,
+    chunk: int | None = None,
     each: Each | None = None,
 ) -> Attribution:
     """TRAK for all outputs of a classifier at once: Gauss-Newton matrix of the cross-entropy.
@@ -219,7 +220,7 @@ def trak_vector(
         n_classes = training.predict(model, train[0][:1]).shape[1]
         matrix = None
         for label in range(n_classes):
-            part = gram(features(train, _CentredLogit(label)))
+            part = gram(features(train, gradients.CentredLogit(label)))
             matrix = part if matrix is None else matrix.add_(part)
         if matrix is None:
             raise ValueError("want a network with at least one output, got none")
@@ -284,18 +285,6 @@ def layers(model: nn.Module) -> tuple[tuple[str], ...]:
         for name, module in model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     )
-
-
-@dataclass(frozen=True)
-class _CentredLogit:
-    """One column of a square root of the cross-entropy's curvature in the logits."""
-
-    label: int
-
-    def __call__(self, out: Tensor, y: Tensor, *rest: Tensor) -> Tensor:
-        p = out.detach().softmax(-1)
-        centred = out[..., self.label] - (p * out).sum(-1)
-        return p[..., self.label].sqrt() * centred
 
 
 @dataclass

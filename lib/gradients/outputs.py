@@ -7,6 +7,7 @@ serves a batch and a single example under ``torch.func.vmap``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,6 +46,22 @@ def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
 def correct_probability(out: Tensor, y: Tensor) -> Tensor:
     """The probability of the correct class: logits ``[..., C]``, labels ``[...]`` -> ``[...]``."""
     return (-cross_entropy(out, y)).exp()
+
+
+@dataclass(frozen=True)
+class CentredLogit:
+    """`sqrt(p_c) (logit_c - sum_k p_k logit_k)`, probabilities held fixed.
+
+    Its gradients `J_c` over the classes c make up the Gauss-Newton matrix of the cross-entropy of
+    an example, `sum_c J_c J_c^T`.
+    """
+
+    label: int  # c
+
+    def __call__(self, out: Tensor, *labels: Tensor) -> Tensor:
+        p = out.detach().softmax(-1)
+        centred = out[..., self.label] - (p * out).sum(-1)
+        return p[..., self.label].sqrt() * centred
 
 
 def _logit(out: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
 
@@ -23,7 +24,8 @@ from lib.gradients.flat import (
     size,
     unflatten,
 )
-from lib.gradients.outputs import Output
+from lib.gradients.outputs import CentredLogit, Output
+from lib.gradients.per_example import per_example
 
 Product = Callable[[Tensor], Tensor]  # [p] -> [p], or [p, q] -> [p, q]
 Weights = dict[str, Tensor]
@@ -94,6 +96,27 @@ def ggn_product(
         return pull(jvp(grad(total), (out,), (change,))[1])[0]
 
     return _product(model, data, along, l2, block, chunk)
+
+
+def ggn_rows(
+    model: nn.Module, data: Data, *, block: Sequence[str] | None = None, chunk: int | None = None
+) -> Tensor:
+    """A square root of the Gauss-Newton matrix of the mean cross-entropy, ``[C, n, p]``.
+
+    The matrix is ``sum_c R_c^T R_c / n``. Where ``C n p`` numbers fit into memory, products with
+    many vectors are two matrix products instead of passes through the network.
+
+    Args:
+        model, block, chunk: as for `stream`.
+        data: ``(x [n, ...], y [n])``; labels have no part in the matrix.
+    """
+    with evaluating(model), torch.no_grad():
+        n_classes = model(data[0][:1]).shape[-1]
+    parts = [
+        per_example(model, data, CentredLogit(label), block=block, chunk=chunk)
+        for label in range(n_classes)
+    ]
+    return torch.stack(parts)
 
 
 def _product(

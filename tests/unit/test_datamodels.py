@@ -52,6 +52,8 @@ def test_lasso_does_not_depend_on_where_it_starts(planted):
     a = datamodels.lasso(subsets, outputs, N, penalty=penalty, tol=1e-10)
     b = datamodels.lasso(subsets, outputs, N, penalty=penalty, start=-weights, tol=1e-10)
     assert_close(a.tau, b.tau, atol=1e-7, rtol=0)
+    again = datamodels.lasso(subsets, outputs, N, penalty=penalty, start=a.tau, tol=1e-8)
+    assert 0 < again.steps < a.steps
 
 
 def test_the_path_starts_where_all_weights_are_zero_and_no_higher(planted):

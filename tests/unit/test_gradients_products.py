@@ -98,3 +98,15 @@ def test_convolutions_norms_and_embeddings_have_products() -> None:
         torch.testing.assert_close(
             H[:, 0], (change[0] - change[1]) / (2 * step), atol=1e-6, rtol=1e-4
         )
+
+
+def test_rows_are_a_square_root_of_the_gauss_newton_matrix():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    model.double()
+    data = torch.randn(7, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    rows = gradients.ggn_rows(model, data)
+    assert rows.shape == (3, 7, 43)
+    product = gradients.ggn_product(model, data, gradients.cross_entropy)
+    explicit = product(torch.eye(43, dtype=torch.float64))
+    torch.testing.assert_close(rows.flatten(0, 1).mT @ rows.flatten(0, 1) / 7, explicit)
