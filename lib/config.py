@@ -313,7 +313,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "k": 512,
                 "m_fit": (60,),
             },
-            "benchmark": ("mnist_lr", "mnist_mlp"),
+            "benchmark": ("mnist_lr",),
         },
     },
 }

@@ -79,7 +79,7 @@ def map_tasks(
     """
     address = os.environ.get(ADDRESS)
     bar = progress(range(len(tasks))) if progress else range(len(tasks))
-    if not address and together:
+    if not address and together and len(tasks) > 1:
         found = side_by_side(lambda index: _here(fn, tasks, index), range(len(tasks)))
         return [value for _, value in zip(bar, found, strict=True)]
     if not address:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.attribution import ground, pareto, settings, trak_studies, truth
+from lib.attribution import ground, metrics, pareto, settings, trak_studies, truth
 from lib.attribution.ground import Point
 from lib.data.base import Split
 
@@ -81,6 +81,24 @@ def test_every_method_gives_a_score_and_a_cost(small):
     assert {"influence, CG", "EK-FAC", "TracIn", "GAS", "Data Shapley"} <= {
         q.method for q in points
     }
+
+
+def test_products_by_a_square_root_are_those_by_passes(small, monkeypatch):
+    v = torch.randn(small.p, 3, generator=torch.Generator().manual_seed(0))
+    some = torch.tensor([3, 5, 8])
+    by_root = [pareto._curvature(small)(rows)(v) for rows in (None, some)]
+    monkeypatch.setattr(pareto, "MOST_NUMBERS", 0)
+    by_passes = [pareto._curvature(small)(rows)(v) for rows in (None, some)]
+    for a, b in zip(by_root, by_passes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_targets_are_judged_as_among_all(small):
+    tau = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    few = small.first(3)
+    assert len(few.targets[0]) == 3
+    whole = metrics.lds(tau, small.truth.subsets, small.truth.mean).per_target
+    assert few.lds(tau[:, :3]) == pytest.approx(whole[:3].mean().item())
 
 
 def test_a_point_counts_training_and_what_follows(small):
