@@ -11,8 +11,8 @@ the sum of ``tau[S, t]`` predicts the output of a network trained on S. Map, in 
   groups, and the refits that prove it.
 * ``influence``: networks, through an inverse-Hessian product of ``solvers`` (conjugate gradients,
   LiSSA, Arnoldi) or of ``kfac`` (K-FAC, EK-FAC).
-* ``datamodels``: LASSO and ridge datamodels, empirical influence; ``brittleness``: how many rows
-  carry a prediction.
+* ``datamodels``: LASSO (by ``proximal`` steps) and ridge datamodels, empirical influence;
+  ``brittleness``: how many rows carry a prediction.
 * ``trak``: TRAK for any functional and parameter block; ``surrogate``, the linear model behind it;
   ``traker``, the same through the published software.
 * ``baselines`` (gradient and representation similarity, TracIn, representer points, random) and

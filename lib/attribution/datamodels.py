@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lib.attribution import proximal
 from lib.attribution.metrics import pearson, predicted, refuse_nan, spearman
 from lib.attribution.subsets import check_subsets
 
@@ -28,7 +29,6 @@ CHOICE_TOL = 1e-3  # along the path; a tenth of it chooses the same penalties (m
 GIVE_UP = 1.5  # a target leaves the path when its error is so many times its smallest
 STEPS = 200  # of the proximal method between attempts at the exact solution
 ROUNDS = 200
-CHECK_EVERY = 10  # steps between looks at who has converged
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def fit_lasso(
         if len(a):
             half = penalty[a].float() / 2
             before = weights[:, a]
-            weights[:, a], _, more = _fista(
+            weights[:, a], _, more = proximal.minimise(
                 times, cross[:, a], half, before, step, limit[a], 10 * STEPS
             )
             spent += more
@@ -154,9 +154,11 @@ def lasso(
     going, spent = torch.arange(tau.shape[1]), 0
     for _ in range(ROUNDS):
         cross, threshold = moments.cross[:, going], penalty[going].double() / 2
-        near, done, more = _fista(times, cross, threshold, tau[:, going], step, limit[going], STEPS)
+        near, done, more = proximal.minimise(
+            times, cross, threshold, tau[:, going], step, limit[going], STEPS
+        )
         spent += more
-        exact, is_optimal = _on_support(moments.gram, cross, threshold, near, limit[going])
+        exact, is_optimal = proximal.on_support(moments.gram, cross, threshold, near, limit[going])
         tau[:, going] = torch.where(is_optimal, exact, near)
         going = going[~(done | is_optimal)]
         if not len(going):
@@ -299,76 +301,6 @@ def _operator(moments: _Moments, dtype: torch.dtype) -> tuple[Callable[[Tensor],
     step = m / (torch.linalg.eigvalsh(z @ z.T)[-1].item() * (1 + 1e-6))
     z = z.to(dtype)
     return lambda w: z.T @ (z @ w) / m, step
-
-
-def _fista(
-    times: Callable[[Tensor], Tensor],
-    cross: Tensor,
-    threshold: Tensor,
-    start: Tensor,
-    step: float,
-    limit: Tensor,
-    n_steps: int,
-) -> tuple[Tensor, Tensor, int]:
-    """Minimise `w'Gw/2 - c'w + threshold |w|_1` for each column, by accelerated proximal steps.
-
-    The momentum of a column starts anew where it points uphill; columns leave when they meet the
-    optimality conditions to `limit`.
-
-    Args:
-        times: `w -> G w`, cross: `[n, T]`, threshold: `[T]`, start: `[n, T]`.
-        step: at most 1 over the largest eigenvalue of G.
-
-    Returns:
-        Weights `[n, T]`, which columns met the conditions, and the steps of all columns together.
-    """
-    result, done = start.clone(), torch.zeros_like(threshold, dtype=torch.bool)
-    columns = torch.arange(cross.shape[1])
-    w, point = start, start
-    momentum, spent = torch.ones_like(threshold), 0
-    for k in range(1, n_steps + 1):
-        spent += len(columns)
-        moved = point - step * (times(point) - cross)
-        new = moved - moved.clamp(-step * threshold, step * threshold)
-        away = point - new
-        change = new - w
-        uphill = (away * change).sum(0) > 0
-        following = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
-        speed = torch.where(uphill, 0.0, (momentum - 1) / following)
-        momentum = torch.where(uphill, 1.0, following)
-        w, point = new, new + speed * change
-        if k % CHECK_EVERY == 0:
-            going = away.abs().amax(0) > step * limit
-            if not going.all():
-                result[:, columns[~going]] = w[:, ~going]
-                done[columns[~going]] = True
-                columns, limit, threshold = columns[going], limit[going], threshold[going]
-                cross, w, point = cross[:, going], w[:, going], point[:, going]
-                momentum = momentum[going]
-                if not len(columns):
-                    break
-    result[:, columns] = w
-    return result, done, spent
-
-
-def _on_support(
-    gram: Tensor, cross: Tensor, threshold: Tensor, near: Tensor, limit: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Solve for the rows that have a weight in `near`, signs as there.
-
-    Returns:
-        Weights `[n, T]`, and in which columns they meet the conditions of the whole problem.
-    """
-    exact, signs = torch.zeros_like(near), near.sign()
-    for t in range(near.shape[1]):
-        rows = near[:, t].nonzero()[:, 0]
-        factor, failed = torch.linalg.cholesky_ex(gram[rows][:, rows])
-        if len(rows) and not failed:
-            side = cross[rows, t] - threshold[t] * signs[rows, t]
-            exact[rows, t] = torch.cholesky_solve(side[:, None], factor)[:, 0]
-    slope = cross - gram @ exact
-    off = torch.where(signs == 0, slope.abs() - threshold, (slope - threshold * signs).abs())
-    return exact, (off <= limit).all(0) & (exact.sign() == signs).all(0)
 
 
 def _divided(
