@@ -190,6 +190,7 @@ def _points(axis: Axes, points: Sequence[Point], of: str) -> None:
                 elinewidth=0.7,
             )
     axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter("")  # at less than a decade they would overlap
 
 
 def rows(points: Sequence[Point]) -> list[dict[str, object]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from lib.attribution.ground import Ground, Point, ground
 from lib.config import Run
 from lib.training.loop import Progress
 
+DECISIVE = 100.0  # the saving that the document claims at least
 FEW, TEN = 5, 10  # networks: of the studies of one choice, and of the comparisons
 SIMILARITY = ("Grad-Dot", "Grad-Cos", "GAS", "TracIn", "representation", "representer points")
 VALUES = ("KNN-Shapley", "Data Shapley", "random")
@@ -147,15 +149,18 @@ def language(run: Run, progress: Progress | None = None) -> tuple[Ground, list[P
     ]
 
 
-def gaps(points: Sequence[Point]) -> dict[str, float]:
-    """What separates TRAK from the others: differences of scores and ratios of cost."""
+def gaps(points: Sequence[Point]) -> dict[str, float | None]:
+    """What separates TRAK from the others: differences of scores and ratios of cost.
+
+    Ratios are None where the datamodels of the run all stay below TRAK.
+    """
     few, ten = (_trak(points, m) for m in (FEW, TEN))
     most = max((q for q in points if q.method == "TRAK"), key=lambda q: q.n_models)
     compute, networks = pareto.saving(points, TEN)
     ekfac = next(q for q in points if (q.method, q.n_models) == ("EK-FAC", TEN))
     return {
-        "compute": compute,
-        "networks": networks,
+        "compute": compute if isfinite(compute) else None,
+        "networks": networks if isfinite(networks) else None,
         "similarity": few.score - pareto.best(points, SIMILARITY + VALUES).score,
         "influence": few.score - pareto.best(points, INVERSES).score,
         "EK-FAC": ekfac.score - ten.score,
@@ -163,13 +168,18 @@ def gaps(points: Sequence[Point]) -> dict[str, float]:
     }
 
 
-def language_gaps(points: Sequence[Point]) -> dict[str, float]:
-    """The same on text; where datamodels stay below TRAK, `networks` is a lower bound."""
+def language_gaps(points: Sequence[Point]) -> dict[str, float | None]:
+    """The same on text; where datamodels stay below TRAK, `networks` is a lower bound.
+
+    A bound below `DECISIVE` says nothing and is None.
+    """
     rivals = ("Grad-Dot", "GAS", "TracIn", "representation")
     given = max(q.n_models for q in points if q.method == "datamodel, ridge")
+    networks = pareto.saving(points, TEN)[1]
+    bound = given / TEN if given / TEN >= DECISIVE else None
     return {
         "similarity": _trak(points, TEN).score - pareto.best(points, rivals).score,
-        "networks": min(pareto.saving(points, TEN)[1], given / TEN),
+        "networks": networks if isfinite(networks) else bound,
     }
 
 

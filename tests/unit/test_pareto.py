@@ -112,3 +112,22 @@ def test_a_point_counts_training_and_what_follows(small):
 def test_published_rows_stand_beside_ours():
     rows = trak_studies.benchmark_rows({"mnist_lr": {"TRAK-1": (0.4, 0.415)}})
     assert rows == [{"setting": "mnist_lr", "method": "TRAK-1", "ours": 0.4, "published": 0.415}]
+
+
+@pytest.mark.parametrize(("best", "compute", "networks"), [(0.4, None, None), (0.6, 30.0, 30.0)])
+def test_a_saving_is_judged_only_where_datamodels_reach_trak(best, compute, networks):
+    """TRAK with ten networks scores .5 at a cost of 10; ridge starts at its score at 300."""
+    points = [
+        point("TRAK", 5, 5.0, 0.3),
+        point("TRAK", 10, 10.0, 0.5),
+        point("EK-FAC", 10, 20.0, 0.5),
+        point("Grad-Dot", 1, 2.0, 0.1),
+        point("influence, CG", 1, 9.0, 0.2),
+        point("datamodel, ridge", 300, 300.0, best),
+    ]
+    found = trak_studies.gaps(points)
+    assert (found["compute"], found["networks"]) == (compute, networks)
+    assert trak_studies.language_gaps(points)["networks"] == networks
+    many = replace(points[-1], n_models=2000)
+    bound = trak_studies.language_gaps([*points[:-1], many])["networks"]
+    assert bound == (200.0 if best < 0.5 else pytest.approx(200.0))
