@@ -222,6 +222,7 @@ class RandomFactors:
         self.k = sum(min(ki, i) * min(ko, o) for i, o in self._sides.values())
         self.proj_dim = self.k  # traker's name
         self._held: tuple[int, torch.dtype, dict[str, tuple[Tensor, Tensor]]] | None = None
+        self.verified: set[tuple[object, ...]] = set()  # code whose hooks agreed with autograd
 
     def project(self, grads: Tensor | dict[str, Tensor], model_id: int) -> Tensor:
         """Project flat gradients of the whole model ``[b, p]`` to ``[b, k]`` features."""
@@ -310,12 +311,23 @@ def _projected_chunks(
     if isinstance(projector, RandomFactors):
         if block is not None:
             raise ValueError("RandomFactors has its own choice of layers; leave block out")
-        for factored in factors(model, data, output, layers=projector.layers, chunk=chunk):
+        verify = (code := _code(model)) not in projector.verified
+        parts = factors(
+            model, data, output, layers=projector.layers, chunk=chunk, verify=verify
+        )
+        for factored in parts:
             yield projector.project_factors(factored, model_id)
+        projector.verified.add(code)
         return
     chunks = stream(model, data, output, block=block, chunk=chunk)
     # `map` drops a chunk before it asks for the next one, which a loop's variable would keep.
     yield from map(projector.project, chunks, repeat(model_id))
+
+
+def _code(model: nn.Module) -> tuple[object, ...]:
+    """What decides how a model uses its weights: its modules' types, and which weights it has."""
+    modules = ((name, type(module)) for name, module in model.named_modules())
+    return *modules, *(name for name, _ in model.named_parameters())
 
 
 def _tile_size(k: int) -> int:

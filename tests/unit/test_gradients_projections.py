@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import gradients, models
-from lib.gradients import SJLT, CachedSigns, Projector, RandomFactors, margin
+from lib.gradients import SJLT, CachedSigns, Projector, RandomFactors, factored, margin
 
 P, K, SEEDS = 960, 48, 200
 LINEAR = nn.Sequential(nn.Linear(29, 32))  # P = 32 * 30 weights
@@ -185,3 +185,27 @@ def test_traker_scores_with_our_projector(tmp_path: Path) -> None:
     ours = phi[:n] @ torch.linalg.solve(phi[:n].T @ phi[:n], phi[n:].T) * doubt[:, None]
     corr = torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1]
     assert corr > 0.9999
+
+
+class _Reused(nn.Sequential):
+    """Reads its first layer's weight once more, outside the layer's own call."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = super().forward(x)
+        return out + self[0].weight.sum()  # type: ignore[operator, union-attr]
+
+
+def test_a_factored_projector_verifies_every_kind_of_model_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, data = nn.Sequential(nn.Linear(3, 2)), (torch.randn(5, 3), torch.randint(2, (5,)))
+    projector, verified = RandomFactors(plain, ki=2, ko=2, seed=0), []
+    hooks = factored.per_example_hooks
+    monkeypatch.setattr(
+        factored, "per_example_hooks", lambda *a, **k: verified.append(1) or hooks(*a, **k)
+    )
+    for _ in range(3):
+        gradients.projected(plain, data, margin, projector, chunk=2)
+    assert len(verified) == 1
+    with pytest.raises(ValueError, match="used outside its layer"):
+        gradients.projected(_Reused(nn.Linear(3, 2)), data, margin, projector)
