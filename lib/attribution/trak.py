@@ -15,8 +15,8 @@ iterator that loads checkpoints from disk is as good as a list.
 The document has no ridge; ours is a tenth of the mean diagonal unless said otherwise, because
 without one the score falls as k nears n (specification section 4.3).
 
-Public names: `trak`, `trak_exact`, `trak_vector`, `Attribution`, `logistic`, `soft_threshold`,
-`choose_threshold`, `layers`.
+Public names: `trak`, `trak_exact`, `trak_vector`, `Attribution`, `logistic`, `slopes`,
+`soft_threshold`, `choose_threshold`, `layers`.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def trak(
     """
 
     def one(index: int, model: nn.Module) -> tuple[Tensor, Tensor]:
-        q, bend = _slopes(model, train, output, loss)
+        q, bend = slopes(model, train, output, loss)
         total = None
         for number, block in enumerate(blocks):
             project = _projector(model, block, k, seed + 7919 * number, projection)
@@ -160,7 +160,7 @@ def trak_exact(
     """
 
     def one(index: int, model: nn.Module) -> tuple[Tensor, Tensor]:
-        q, bend = _slopes(model, train, output, loss)
+        q, bend = slopes(model, train, output, loss)
         if callable(targets):
             wanted = targets(model, block)
             rows = gradients.stream(model, train, output, block=block, chunk=chunk)
@@ -335,7 +335,7 @@ def _outputs(model: nn.Module, data: Data, output: gradients.Output) -> Tensor:
     return output(logits, *(rest.to(logits.device) for rest in data[1:]))
 
 
-def _slopes(
+def slopes(
     model: nn.Module, data: Data, output: gradients.Output, loss: Loss
 ) -> tuple[Tensor, Tensor]:
     """Q and R of every example `[n]`: minus the first, and the second derivative of its loss."""

@@ -114,14 +114,16 @@ def standardise(z: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tenso
     if weights is None:
         mean = z.mean(1)
         x = z - mean[:, None]
-        spread = x.square().mean(1).sqrt()
+        variance = x.square().mean(1)
     else:
         share = weights / weights.sum(-1, keepdim=True)
         mean = pull(z, share)
         x = z - mean[:, None]
-        spread = (x.square() * share[..., None]).sum(1).sqrt()
-    constant = spread <= _CONSTANT * z.abs().amax(1)
-    scale = torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, spread))
+        variance = (x.square() * share[..., None]).sum(1)
+    constant = variance <= (_CONSTANT * z.abs().amax(1)).square()
+    scale = torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, variance).sqrt())
+    if x.requires_grad:  # a probe fitted inside a derivative; in place it would be refused
+        return x * scale[:, None], mean, scale
     return x.mul_(scale[:, None]), mean, scale
 
 
