@@ -2,7 +2,8 @@
 
 Specification sections 7.1 (sizes for a processor) and 6.2 (the published MNIST benchmark).
 
-Public names: `digits_mlp`, `digits_cnn`, `cifar2_mini`, `mnist_lr`, `mnist_mlp`.
+Public names: `digits_mlp`, `digits_cnn`, `digits_deep`, `cifar2_mini`, `cifar10_mini`,
+`cifar_pixels`, `mnist_lr`, `mnist_mlp`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from lib.attribution.truth import Setting
@@ -20,6 +22,7 @@ from lib.training import Recipe
 N_DIGIT_TARGETS = 200
 CAT, DOG = 3, 5
 N_CIFAR2, N_CIFAR2_TARGETS = 2000, 300
+N_CIFAR10, N_CIFAR10_TEST = 5000, 2000
 N_MNIST, N_MNIST_TARGETS = 5000, 500
 MNIST_MEAN, MNIST_SD = 0.1307, 0.3081  # of the training pixels
 
@@ -68,6 +71,49 @@ def cifar2_mini(root: Path | None = None) -> Setting:
     )
 
 
+def digits_deep() -> Setting:
+    """The networks of document 1's part: 1,000 digits, 64-32-32-10, the last 397 as targets.
+
+    Source: specification of document 1, section 2.
+    """
+    data = digits.load(seed=0)
+    recipe = Recipe(epochs=30, batch_size=50, lr=0.1, weight_decay=5e-4)
+    spec = {"widths": (64, 32, 32, 10)}
+    return Setting("digits-deep", "mlp", spec, recipe, data.train, data.test)
+
+
+def cifar10_mini(root: Path | None = None) -> Setting:
+    """CIFAR-10-mini: 5,000 images of 16x16 pixels, ten classes, 2,000 test images as targets.
+
+    The network of `cifar2_mini` with ten outputs; the first 500 images of each class.
+
+    Args:
+        root: where CIFAR-10 is; default DATA_ROOT.
+
+    Source: specification of document 1, section 7 (CIFAR-10 5k subset, 16x16 network).
+    """
+    data = cifar10.load(root)
+    train, classes = data.train, range(10)
+    rows = torch.cat([(train.y == c).nonzero()[: N_CIFAR10 // 10, 0] for c in classes])
+    rows = rows.sort().values
+    recipe = Recipe(10, batch_size=50, lr=0.1, weight_decay=5e-4, schedule="triangular")
+    test = data.test
+    return Setting(
+        "cifar10-mini",
+        "cnn",
+        {"in_channels": 3, "size": 16, "channels": (16, 32, 48), "n_out": 10},
+        recipe,
+        Split(cifar_pixels(train.x[rows]), train.y[rows]),
+        Split(cifar_pixels(test.x[:N_CIFAR10_TEST]), test.y[:N_CIFAR10_TEST]),
+        stack=1,
+    )
+
+
+def cifar_pixels(images: Tensor) -> Tensor:
+    """CIFAR images `[n, 3, 32, 32]` standardised, 2x2 pixels averaged: `[n, 3, 16, 16]`."""
+    return F.avg_pool2d(cifar10.standardise(images), 2)
+
+
 def mnist_lr(root: Path | None = None) -> Setting:
     """Multinomial logistic regression on 5,000 MNIST digits, 500 targets.
 
@@ -97,8 +143,7 @@ def _cats_and_dogs(images: Split, n: int) -> Split:
     """The first n/2 of each, standardised, 2x2 pixels averaged; cats are class 0."""
     rows = torch.cat([(images.y == label).nonzero()[: n // 2, 0] for label in (CAT, DOG)])
     rows = rows.sort().values
-    x = F.avg_pool2d(cifar10.standardise(images.x[rows]), 2)
-    return Split(x, (images.y[rows] == DOG).long())
+    return Split(cifar_pixels(images.x[rows]), (images.y[rows] == DOG).long())
 
 
 def _mnist(name: str, widths: tuple[int, ...], recipe: Recipe, root: Path | None) -> Setting:

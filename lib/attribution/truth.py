@@ -12,8 +12,8 @@ objective is the mean loss over the subset plus a fixed weight decay.
 Convention of this project, so that what is fitted never meets what it is judged by: notebooks
 measure the truth with `seed` and whatever is fitted on trained networks with `seed + FITTING`.
 
-Public names: `Setting`, `Truth`, `measure`, `subset_outputs`, `checkpoints`, `FITTING`, and
-`sample_subsets` of `subsets.py`.
+Public names: `Setting`, `Truth`, `measure`, `subset_outputs`, `checkpoints`, `network_seed`,
+`FITTING`, and `sample_subsets` of `subsets.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from lib.parallel import map_tasks
 from lib.training.loop import LOSSES, SCHEDULES, Prepare, Progress, Recipe
 
 FITTING = 1000  # added to the seed of a truth for the networks that datamodels are fitted on
-SUBSET, CHECKPOINT = 0, 1  # what a network's seed is for
+SUBSET, CHECKPOINT, REMOVAL = 0, 1, 2  # what a network's seed is for
 CHECKPOINT_STACK = 10  # so that 10 checkpoints are the first 10 of 50
 
 
@@ -228,7 +228,7 @@ def _collect(
     for repeat in range(repeats):  # outermost: more repeats reuse the entries of fewer
         for start in starts:
             rows = subsets[start : start + setting.stack]
-            seeds = tuple(_seed(seed, SUBSET, start + j, repeat) for j in range(len(rows)))
+            seeds = tuple(network_seed(seed, SUBSET, start + j, repeat) for j in range(len(rows)))
             stacks.append(_Stack(setting, rows, seeds, start, repeat))
     on_processor = setting.train.x.device.type == "cpu"
     parts = map_tasks(_fetch_outputs, stacks, progress=progress, together=on_processor)
@@ -324,8 +324,8 @@ def checkpoints(
     if share == 1:
         subsets = torch.arange(n).expand(n_models, -1)
     else:
-        subsets = sample_subsets(n, n_models, share, seed=_seed(seed, CHECKPOINT, 0, 1))
-    seeds = [_seed(seed, CHECKPOINT, k, 0) for k in range(n_models)]
+        subsets = sample_subsets(n, n_models, share, seed=network_seed(seed, CHECKPOINT, 0, 1))
+    seeds = [network_seed(seed, CHECKPOINT, k, 0) for k in range(n_models)]
     if setting.stack == 1:
         return [_checkpoint(setting, rows, s) for rows, s in zip(subsets, seeds, strict=True)]
     x = setting.prepare(setting.train.x) if setting.prepare else setting.train.x
@@ -357,7 +357,7 @@ def _checkpoint(setting: Setting, rows: Tensor, seed: int) -> nn.Module:
     )
 
 
-def _seed(seed: int, purpose: int, index: int, repeat: int) -> int:
+def network_seed(seed: int, purpose: int, index: int, repeat: int) -> int:
     """A seed of its own for each network, whatever process or stack it is trained in."""
     words = np.random.SeedSequence([seed, purpose, index, repeat]).generate_state(2, np.uint32)
     return (int(words[0]) << 31) ^ int(words[1])

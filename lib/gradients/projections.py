@@ -312,9 +312,7 @@ def _projected_chunks(
         if block is not None:
             raise ValueError("RandomFactors has its own choice of layers; leave block out")
         verify = (code := _code(model)) not in projector.verified
-        parts = factors(
-            model, data, output, layers=projector.layers, chunk=chunk, verify=verify
-        )
+        parts = factors(model, data, output, layers=projector.layers, chunk=chunk, verify=verify)
         for factored in parts:
             yield projector.project_factors(factored, model_id)
         projector.verified.add(code)

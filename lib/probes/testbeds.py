@@ -4,7 +4,7 @@ A `Testbed` is an ensemble of networks of one architecture, the concepts to look
 to read activations: `digits` (MLPs, embedded data) or `cifar10` (ResNets, real images). Document
 1 uses ImageNet networks; which data and network stand in for them is printed on every figure.
 
-Public names: `Concept`, `Testbed`, `load`.
+Public names: `Concept`, `Testbed`, `load`, `round_digits`, `hilo_synthetic`, `cifar_concepts`.
 """
 
 from __future__ import annotations
@@ -122,14 +122,15 @@ def _digits(run: Run, progress: Progress | None) -> Testbed:
         n_train=len(data.train.x),
         epochs=size.epochs,
         layers=tuple(size.layers),
-        concepts={"round": _round(data), "hilo-synthetic": _hilo_synthetic(run.seed)},
+        concepts={"round": round_digits(data), "hilo-synthetic": hilo_synthetic(run.seed)},
         test_accuracy=accuracy,
         provenance=data.provenance,
         read=read,
     )
 
 
-def _round(data: digits.Digits) -> Concept:
+def round_digits(data: digits.Digits) -> Concept:
+    """Digits with a closed loop, on the rows that trained no network."""
     loops = torch.tensor(ROUND)
     return Concept(
         name="round",
@@ -144,7 +145,8 @@ def _round(data: digits.Digits) -> Concept:
     )
 
 
-def _hilo_synthetic(seed: int, n: int = 400) -> Concept:
+def hilo_synthetic(seed: int, n: int = 400) -> Concept:
+    """Patches with a fine texture on one side, as flat rows of digit size."""
     x, y = concepts.hilo_patches(2 * n, torch.Generator().manual_seed(seed))
     x, row = x.flatten(1), torch.arange(2 * n)
     return Concept(
@@ -181,7 +183,7 @@ def _cifar10(run: Run, progress: Progress | None) -> Testbed:
         n_train=len(images.train.x),
         epochs=size.epochs,
         layers=tuple(size.layers),
-        concepts=_cifar_concepts(test.x, test.y, run.seed),
+        concepts=cifar_concepts(test.x, test.y, run.seed),
         test_accuracy=torch.tensor(accuracy),
         provenance=images.provenance,
         read=partial(_read_modules, trained, untrained, tuple(size.layers)),
@@ -237,7 +239,7 @@ def _read_modules(
     return {layer: torch.stack([seen[layer] for seen in found]) for layer in layers}
 
 
-def _cifar_concepts(x: Tensor, y: Tensor, seed: int) -> dict[str, Concept]:
+def cifar_concepts(x: Tensor, y: Tensor, seed: int) -> dict[str, Concept]:
     """Concepts on the test images, which never trained a network: one half fits, one judges."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=generator)

@@ -1,4 +1,4 @@
-"""Concept attribution: gradients of a probe's logit, frozen and refitted, against what they mean."""
+"""Concept attribution: gradients of a probe's logit, frozen and refitted, by definition."""
 
 from __future__ import annotations
 

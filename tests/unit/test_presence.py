@@ -258,10 +258,10 @@ def test_image_concepts_fit_and_judge_on_different_images_and_hold_classes_back(
     x = torch.rand(600, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     y = torch.arange(600) % 10
     class_of = {row.numpy().tobytes(): int(k) for row, k in zip(x.flatten(1), y, strict=True)}
-    found = testbeds._cifar_concepts(x, y, seed=0)
+    found = testbeds.cifar_concepts(x, y, seed=0)
     for concept in found.values():
         assert not rows_of(concept.fit_x) & rows_of(concept.test_x), concept.name
-        again = testbeds._cifar_concepts(x, y, seed=0)[concept.name]
+        again = testbeds.cifar_concepts(x, y, seed=0)[concept.name]
         assert_close(again.fit_x, concept.fit_x)
     unseen = found["unseen-classes"]
     assert {class_of[row] for row in rows_of(unseen.fit_x)} == {0, 1, 2, 3, 4, 5, 8}
