@@ -165,18 +165,23 @@ def test_the_mean_of_scores_is_the_score_of_the_mean(k: int | None) -> None:
     torch.testing.assert_close(first, one.mean("frozen", "hidden2"))
 
 
-def test_projected_scores_approach_exact_ones() -> None:
-    networks, train = _trained(4)
-    data = _concept(torch.float32)
-    exact = concepts.attribute(networks, train, data, LAYERS, k=None)
-    near = concepts.attribute(networks, train, data, LAYERS, k=4000)
-    far = concepts.attribute(networks, train, data, LAYERS, k=4)
-
-    def agreement(other: concepts.ConceptAttribution) -> float:
-        pairs = [(exact.mean(v, x), other.mean(v, x)) for v in ("frozen", "refit") for x in LAYERS]
-        return min(torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in pairs)
-
-    assert agreement(near) > 0.95 > agreement(far)
+def test_features_of_every_layer_keep_inner_products_of_its_prefix() -> None:
+    model = _network(dtype=torch.float32)
+    x, k, n_seeds = torch.randn(3, 6), 24, 400
+    exact = prefixes.Prefixes(model, x, LAYERS, k=None, seed=0)
+    rows = torch.randn(2, exact.sizes["hidden2"])
+    rows[1] += rows[0]
+    found: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
+    for seed in range(n_seeds):
+        features_of = prefixes.Prefixes(model, x, LAYERS, k=k, seed=seed).project(rows, 0)
+        for layer, f in features_of.items():
+            found[layer].append(f[0] @ f[1])
+    for layer, products in found.items():
+        a, b = exact.project(rows, 0)[layer]
+        values = torch.stack(products)
+        error = values.std() / n_seeds**0.5
+        assert abs(values.mean() - a @ b) < 5 * error, layer
+        assert error < 0.1 * (a @ b), layer
 
 
 def test_a_null_version_points_nowhere() -> None:
