@@ -127,12 +127,15 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
+NO_IMAGENET = (
+    "the document's networks, its 10% of ImageNet (ILSVRC 2012, by agreement with its owners) "
+    "and its concept images are not published as files that could be loaded"
+)
 # why a notebook cannot run at the document's own size
 NO_PAPER: dict[str, str] = {
-    "11_concept_presence": (
-        "the document's networks, its 10% of ImageNet (ILSVRC 2012, by agreement with its owners) "
-        "and its concept images are not published as files that could be loaded"
-    ),
+    "11_concept_presence": NO_IMAGENET,
+    "12_concept_attribution": NO_IMAGENET,
+    "13_concept_removal": NO_IMAGENET,
     "41_influence_functions": (
         "`full` is the studies' own data and protocol as far as they are published; the networks "
         "and the dog and fish images of the kernel comparison are not"
@@ -222,6 +225,62 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "n_rows": 64,
                 "epochs": 40,
             },
+        },
+    },
+    "12_concept_attribution": {
+        "quick": {
+            "data": "digits",
+            "concepts": ("round", "hilo-synthetic"),
+            "layers": ("hidden1", "hidden2"),
+            "n_fit": 400,
+            "n_attributed": 200,
+            "n_eval": 200,
+            "n_models": 20,
+            "k": 256,
+            "m_truth": 100,
+            "repeats": 10,
+            "n_splits": 50,
+        },
+        "full": {
+            "data": "cifar10",
+            "concepts": ("animal", "hilo-natural"),
+            "layers": ("conv1", "conv2", "conv3"),
+            "n_fit": 1000,
+            "n_attributed": 200,
+            "n_eval": 1000,
+            "n_models": 5,
+            "k": 512,
+            "m_truth": 40,
+            "repeats": 4,
+            "n_splits": 50,
+        },
+    },
+    "13_concept_removal": {
+        "quick": {
+            "data": "digits",
+            "concepts": ("round", "hilo-synthetic"),
+            "layers": ("hidden1", "hidden2"),
+            "n_fit": 400,
+            "n_attributed": 200,
+            "n_eval": 200,
+            "n_models": 20,
+            "k": 256,
+            "counts": (50, 100, 300, 500),
+            "n_retrained": 20,
+            "grid": (1, 2, 4, 8, 16, 32),
+        },
+        "full": {
+            "data": "cifar10",
+            "concepts": ("animal",),
+            "layers": ("conv1", "conv2", "conv3"),
+            "n_fit": 1000,
+            "n_attributed": 200,
+            "n_eval": 1000,
+            "n_models": 5,
+            "k": 512,
+            "counts": (50, 500, 2500),
+            "n_retrained": 10,
+            "grid": (1, 2, 4, 8, 16, 32),
         },
     },
     "41_influence_functions": {

@@ -10,7 +10,7 @@ the string "cpu", or a projection for GPUs is chosen that fails at the end; half
 default; its folder must be fresh, or rows are skipped in silence; results are memory maps into
 that folder; and the model that it is given is overwritten with each checkpoint.
 
-Public names: `traker`, `fresh_folder`.
+Public names: `traker`, `traker_concept`, `fresh_folder`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ import copy
 import io
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lib import gradients
+from lib import features, gradients
+from lib.attribution.concepts import ConceptData, Readout
+from lib.attribution.prefixes import depends
 from lib.attribution.trak import Data, Loss, logistic
+
+Functional = Callable[..., Tensor]  # (module, weights, buffers, x, ...) -> scalar, one example
 
 
 def traker(
@@ -42,6 +46,8 @@ def traker(
     lambda_reg: float = 0.0,
     seed: int = 0,
     chunk: int = 50,
+    block: Sequence[str] | None = None,
+    functional: Callable[[int], Functional] | None = None,
 ) -> Tensor:
     """Scores `[n, T]` of the official software, positive where an example raises the output.
 
@@ -56,6 +62,9 @@ def traker(
             examples.
         seed: of its own projection.
         chunk: examples a pass.
+        block: full names of the parameters whose gradients count; None for all.
+        functional: gives for each checkpoint what is attributed at its targets in place of
+            `output`: a function of (module, weights, buffers, one target's tensors).
 
     Raises:
         ImportError: the package is not installed.
@@ -83,15 +92,18 @@ def traker(
 
         def __init__(self) -> None:
             super().__init__()
+            self.functional: Functional | None = None
 
-        @staticmethod
         def get_output(
+            self,
             model: nn.Module,
             weights: dict[str, Tensor],
             buffers: dict[str, Tensor],
             x: Tensor,
             *rest: Tensor,
         ) -> Tensor:
+            if self.functional:
+                return self.functional(model, weights, buffers, x, *rest)
             return output(functional_call(model, (weights, buffers), (x[None],))[0], *rest)
 
         def get_out_to_loss_grad(
@@ -106,10 +118,11 @@ def traker(
             slope = torch.func.grad(lambda f: loss(f).sum())(value)
             return -slope[:, None]
 
+    task = Task()
     with fresh_folder() as folder:
         engine = TRAKer(
             model=copy.deepcopy(models[0]),
-            task=Task(),
+            task=task,
             train_set_size=len(train[0]),
             save_dir=folder,
             device=str(next(models[0].parameters()).device),
@@ -119,6 +132,7 @@ def traker(
             use_half_precision=False,
             lambda_reg=lambda_reg,
             logging_level=logging.ERROR,
+            grad_wrt=None if block is None else list(block),
         )
         for index, model in enumerate(models):
             engine.load_checkpoint(model.state_dict(), model_id=index)
@@ -126,11 +140,71 @@ def traker(
                 engine.featurize(rows, num_samples=len(rows[0]))
         engine.finalize_features()
         for index, model in enumerate(models):
+            task.functional = functional(index) if functional else None
             engine.start_scoring_checkpoint("targets", model.state_dict(), index, len(targets[0]))
             for rows in _batches(targets, chunk):
                 engine.score(rows, num_samples=len(rows[0]))
         found = engine.finalize_scores("targets")
         return torch.from_numpy(found.copy())  # the folder goes away
+
+
+def traker_concept(
+    models: Sequence[nn.Module],
+    train: Data,
+    data: ConceptData,
+    readouts: Sequence[Readout],
+    *,
+    k: int = 512,
+    projector: gradients.Projector | None = None,
+    lambda_reg: float = 0.0,
+    seed: int = 0,
+    chunk: int = 50,
+) -> Tensor:
+    """Scores `[n, T]` of a concept's signed logits at one layer, by the official software.
+
+    The package knows one output; here it changes between featurising and scoring. Its features
+    depend on the layer, so that every layer is a run of its own.
+
+    Args:
+        models, train: as for `traker`.
+        data: concept images; `data.x` are the targets.
+        readouts: the probe of every checkpoint, all of one layer.
+        k, projector, lambda_reg, seed, chunk: as for `traker`; a projector is one of the
+            parameters that the layer depends on.
+
+    Source: document 1, method; specification of document 1, section 5.3.
+    """
+    layer = readouts[0].layer
+
+    def functional(index: int) -> Functional:
+        readout = readouts[index]
+
+        def logit(
+            model: nn.Module,
+            weights: dict[str, Tensor],
+            buffers: dict[str, Tensor],
+            x: Tensor,
+            sign: Tensor,
+        ) -> Tensor:
+            with features.recorded(model, [layer]) as seen:
+                functional_call(model, (weights, buffers), (x[None],))
+            h = seen[layer][0]
+            return sign * readout.score(h.mean(dim=(1, 2)) if h.ndim == 3 else h)
+
+        return logit
+
+    return traker(
+        models,
+        train,
+        (data.x, data.sign),
+        k=k,
+        projector=projector,
+        lambda_reg=lambda_reg,
+        seed=seed,
+        chunk=chunk,
+        block=depends(models[0], train[0][:2], layer),
+        functional=functional,
+    )
 
 
 @contextmanager

@@ -27,7 +27,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lib import gradients
+from lib.attribution.concepts import ConceptData, Readout
+from lib.attribution.prefixes import depends
 from lib.attribution.traker import traker as official
+from lib.attribution.traker import traker_concept as official_concept
 
 Data = tuple[Tensor, Tensor]
 Models = Sequence[nn.Module]
@@ -74,6 +77,25 @@ def traker(models: Models, train: Data, targets: Data, *, k: int, ridge: float) 
     projector = basic_projector(gradients_size(models[0]), k, seed=0, block=block)
     with quiet():
         return official(models, train, targets, projector=projector, lambda_reg=ridge, chunk=250)
+
+
+def traker_concept(
+    models: Models,
+    train: Data,
+    data: ConceptData,
+    readouts: Sequence[Readout],
+    *,
+    k: int,
+    ridge: float,
+) -> Tensor:
+    """A concept's logits at one layer by the traker package, with its own projection, whole."""
+    block = depends(models[0], train[0][:2], readouts[0].layer)
+    p = gradients.size(gradients.select(models[0], block))
+    projector = basic_projector(p, k, seed=0, block=k)
+    with quiet():
+        return official_concept(
+            models, train, data, readouts, projector=projector, lambda_reg=ridge, chunk=250
+        )
 
 
 def gradients_size(model: nn.Module) -> int:

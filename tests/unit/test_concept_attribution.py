@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lib import features, gradients, models, training
-from lib.attribution import concepts, prefixes, trak
+from lib.attribution import concepts, metrics, prefixes, trak
 from lib.attribution.concepts import ConceptData
+from lib.attribution.traker import traker_concept
 
 LAYERS = ("hidden1", "hidden2")
 WIDTHS = (6, 8, 7, 3)
@@ -148,6 +149,26 @@ def test_scores_are_those_of_trak_with_the_same_functional() -> None:
 
         want = trak.trak(networks, train, of_probe, k=None, ridge=0.1, blocks=(block,))
         torch.testing.assert_close(found.tau("frozen", layer), want.tau, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_scores_rank_as_those_of_the_official_software(layer: str) -> None:
+    pytest.importorskip("trak")
+    networks, train = _trained(1)
+    data, k, ridge = _concept(torch.float32), 32, 0.1
+    own = [concepts.fit_readouts(m, data, LAYERS)[layer] for m in networks]
+    block = prefixes.depends(networks[0], data.x, layer)
+    p = gradients.size(gradients.select(networks[0], block))
+    projector = gradients.SJLT(p, k, seed=5)
+    phi = gradients.projected(
+        networks[0], train, gradients.margin, gradients.SJLT(p, k, seed=5), block=block
+    )
+    # its ridge is absolute, and its features are divided by the root of p
+    absolute = ridge * (phi.T @ phi).diagonal().mean().item() / p
+    theirs = traker_concept(networks, train, data, own, projector=projector, lambda_reg=absolute)
+    ours = concepts.attribute(networks, train, data, [layer], k=k, seed=5, ridge=ridge)
+    rank = metrics.spearman(theirs.double(), ours.tau("frozen", layer).double())
+    assert rank.min() > 0.99
 
 
 @pytest.mark.parametrize("k", [None, 64])
