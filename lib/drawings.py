@@ -20,6 +20,26 @@ if TYPE_CHECKING:
     from lib.claims import Claim
 
 
+def thumbnail(axis: Axes, x: Tensor, words: str = "") -> None:
+    """A small picture with a word below it.
+
+    Args:
+        x: a square grey image laid out flat `[h * h]`, or `[c, h, w]`; shown over its own range.
+    """
+    x = x.float().cpu()
+    x = x.unflatten(0, (round(len(x) ** 0.5), -1)) if x.ndim == 1 else x.permute(1, 2, 0)
+    axis.imshow((x - x.min()) / (x.max() - x.min()), cmap="gray_r")
+    without_frame(axis, words)
+
+
+def without_frame(axis: Axes, words: str) -> None:
+    """No ticks and no frame, and a word below."""
+    axis.set(xticks=[], yticks=[])
+    for side in axis.spines.values():
+        side.set_visible(False)
+    axis.set_xlabel(words, fontsize=6, labelpad=1)
+
+
 def class_difference(axis: Axes, x: Tensor, y: Tensor) -> None:
     """Mean image of the rows with y = 1 minus that of y = 0, in sd of a pixel, red to blue.
 
@@ -71,8 +91,8 @@ def lenses(parts: Mapping[int, tuple[str, str]]) -> Figure:
     stages = ("training\nexamples", "parameters", "units", "answer")
     places = (0.95, 3.65, 6.35, 9.05)
     for x, words in zip(places, stages, strict=True):
-        _box(axis, x, 0.0, words)
-    _box(axis, places[2], -1.65, "input")
+        box(axis, x, 0.0, words)
+    box(axis, places[2], -1.65, "input")
     for a, b in pairwise(places):
         axis.annotate(
             "", (b - 0.8, 0), (a + 0.8, 0), arrowprops={"arrowstyle": "-|>", "color": "#555555"}
@@ -98,7 +118,8 @@ def lenses(parts: Mapping[int, tuple[str, str]]) -> Figure:
     return fig
 
 
-def _box(axis: Axes, x: float, y: float, words: str) -> None:
+def box(axis: Axes, x: float, y: float, words: str) -> None:
+    """Words in a rounded box of a diagram."""
     style = {"boxstyle": "round,pad=0.5", "facecolor": "#f2f2f2", "edgecolor": "#555555"}
     axis.text(x, y, words, ha="center", va="center", fontsize=8, bbox=style)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lib import cache, features, models, parallel, probes, training
 from lib.attribution.concept_cases import Case, Study
-from lib.attribution.concepts import L2, normalised_probe
+from lib.attribution.concepts import L2, ridge_probe
 from lib.attribution.subsets import check_subsets, sample_subsets
 from lib.attribution.truth import REMOVAL, SUBSET, network_seed
 from lib.training.loop import LOSSES, SCHEDULES, Progress
@@ -30,7 +30,7 @@ DESIGNS = ("top", "bottom", "random", "class-matched")
 class Readings:
     """What probes read in N networks, by (concept, layer)."""
 
-    logits: Mapping[tuple[str, str], Tensor]  # [N, T] signed, normalised, attributed images
+    logits: Mapping[tuple[str, str], Tensor]  # [N, T] signed, attributed images
     accuracy: Mapping[tuple[str, str], Tensor]  # [N] of that ridge probe on images that judge
     sparse: Mapping[tuple[str, str], Tensor]  # [N, K] of logistic probes of 1, 2, 4, ... units
     task: Tensor  # [N] accuracy on the network's own task
@@ -352,7 +352,7 @@ def _build(task: _Task) -> dict[str, Tensor]:
         parts = [len(data.fit_x), len(data.x), len(case.eval_x)]
         for layer in study.layers:
             fit, attributed, judging = seen[layer].split(parts, dim=1)
-            probe = normalised_probe(fit, data.fit_y, task.l2)
+            probe = ridge_probe(fit, data.fit_y, task.l2)
             score = [h @ probe[:, :-1, None] + probe[:, None, -1:] for h in (attributed, judging)]
             name = f"{case.name}|{layer}"
             out[f"logits|{name}"] = data.sign * score[0][..., 0]

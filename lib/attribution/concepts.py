@@ -5,7 +5,10 @@ the activations h of one layer of one trained network. Its signed logit on a con
 functional of the network's parameters up to that layer, and TRAK attributes any functional: the
 training side stays the network's own task, the target side becomes the gradient of
 
-    c * (w^T h(x) + b) / |w|,   c = +1 or -1 the concept label, |w| on standardised units.
+    c * (w^T h(x) + b),   c = +1 or -1 the concept label.
+
+The probe is a ridge regression to -1 and +1: its scale is that of the labels, so that no network
+with a large |w| rules the average (the specification divides a logistic probe by |w|).
 
 Two versions of that gradient: `frozen` holds the probe fixed, as the document does; `refit` lets
 it follow the network, as it does when both are trained anew: the closed form of a ridge probe is
@@ -13,7 +16,7 @@ differentiated too. A score is positive where a training example makes the conce
 
 One backward pass a checkpoint serves every layer (`prefixes.py`).
 
-Public names: `ConceptData`, `refuse_overlap`, `Readout`, `fit_readouts`, `normalised_probe`,
+Public names: `ConceptData`, `refuse_overlap`, `Readout`, `fit_readouts`, `ridge_probe`,
 `concept_features`, `attribute`, `ConceptAttribution`, `VERSIONS`.
 """
 
@@ -34,7 +37,9 @@ from lib.attribution.trak import Data, Loss, Projection, logistic, slopes
 
 VERSIONS = ("frozen", "refit")
 ROWS = 16  # rows of the probe's derivative at a time
-L2 = 1.0  # of the ridge probe on standardised units, summed loss
+# Of the ridge probe on standardised units, summed loss: the best of seven powers in five-fold
+# cross-validation on the rows that fit the probe (digits, round, both layers).
+L2 = 10.0
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,15 @@ class ConceptData:
 
 @dataclass(frozen=True)
 class Readout:
-    """A concept's ridge probe on one layer of one checkpoint, normalised."""
+    """A linear probe of a concept on one layer of one checkpoint."""
 
     layer: str
-    weight: Tensor  # [d], on raw activations; of norm 1 on standardised ones
+    weight: Tensor  # [d], on raw activations
     bias: Tensor  # []
     checkpoint: str  # hash of the weights that it was fitted on
 
     def score(self, h: Tensor) -> Tensor:
-        """Normalised logits `[n]` of activations `[n, d]`."""
+        """Logits `[n]` of activations `[n, d]`."""
         return h @ self.weight + self.bias
 
 
@@ -101,21 +106,20 @@ def fit_readouts(
     seen, mark = features.activations(model, data.fit_x, layers), _checkpoint(model)
     found = {}
     for layer in layers:
-        direction = normalised_probe(seen[layer], data.fit_y, l2)
+        direction = ridge_probe(seen[layer], data.fit_y, l2)
         found[layer] = Readout(layer, direction[:-1], direction[-1], mark)
     return found
 
 
-def normalised_probe(h: Tensor, y: Tensor, l2: float = L2) -> Tensor:
-    """Weight and bias `[d + 1]` of a ridge probe, divided by the norm of its standardised weight.
+def ridge_probe(h: Tensor, y: Tensor, l2: float = L2) -> Tensor:
+    """Weight and bias `[d + 1]` of a ridge probe to -1 and +1, on raw activations.
 
     Differentiable in `h` `[m, d]`; of networks `[N, m, d]` at once it is `[N, d + 1]`.
     """
     probe = probes.fit_ridge(h, y, l2=l2)
-    norm = (probe.weight * h.std(-2, correction=0)).norm(dim=-1)
-    if not (norm > 0).all():
+    if not (probe.weight != 0).any(-1).all():
         raise ValueError("every unit of the layer is constant, so no probe can read it")
-    return torch.cat([probe.weight, probe.bias[..., None]], -1) / norm[..., None]
+    return torch.cat([probe.weight, probe.bias[..., None]], -1)
 
 
 def concept_features(
@@ -129,7 +133,7 @@ def concept_features(
     l2: float = L2,
     chunk: int | None = None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Projected gradients of signed, normalised concept logits on the images `data.x`.
+    """Projected gradients of signed concept logits on the images `data.x`.
 
     Args:
         model: the checkpoint on which `readouts` were fitted.
@@ -286,6 +290,7 @@ def attribute(
         )
         if null:
             psi["null"] = _random_directions(psi["frozen"], seed, index)
+        q, _ = slopes(model, train, output, loss)
         phi = _training_features(model, train, output, prefixes, index, chunk)
         part = torch.stack(
             [
@@ -298,7 +303,7 @@ def attribute(
         )  # [V, L, n, T]
         total = part if total is None else total.add_(part)
         by_model.append(part.mean(-1) if total is not part else part.mean(-1).clone())
-        weights.append(slopes(model, train, output, loss)[0])
+        weights.append(q)
     if total is None:
         raise ValueError("want at least one checkpoint, got none; train some")
     q = torch.stack(weights).to(total.dtype)
@@ -353,10 +358,10 @@ def _random_directions(psi: Mapping[str, Tensor], seed: int, model_id: int) -> d
 def _probe_jacobian(
     reader: Reader, data: ConceptData, names: Sequence[str], l2: float
 ) -> Iterator[Tensor]:
-    """Derivative of the normalised probe in the parameters, a few of its d + 1 rows at a time."""
+    """Derivative of the probe in the parameters, a few of its d + 1 rows at a time."""
     with leaves(reader) as own:
         h = functional_call(reader, own, (data.fit_x,))
-        probe = normalised_probe(h, data.fit_y, l2)
+        probe = ridge_probe(h, data.fit_y, l2)
         wanted = [own[f"model.{name}"] for name in names]
         for group in probe.split(ROWS):
             slopes_of = [

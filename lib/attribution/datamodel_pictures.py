@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lib import figures
+from lib import drawings, figures
 from lib.attribution import datamodel_studies as studies
 from lib.attribution.datamodel_studies import Alphas, Score, Study
 from lib.figures import DASHES, MARKERS, ROLE
@@ -231,24 +231,14 @@ def _row(study: Study, tau: Tensor, t: int, axes: Sequence[Axes], *, drawn: bool
 
 
 def _image(axis: Axes, row: int, x: Tensor, words: str) -> None:
-    """Pixels `[d]` as a square in grey, or `[3, h, w]` in colour."""
-    x = x.unflatten(0, (round(len(x) ** 0.5), -1)) if x.ndim == 1 else x.permute(1, 2, 0)
-    x = (x - x.min()) / (x.max() - x.min())
-    axis.imshow(x, cmap="gray_r")
-    _label(axis, words)
+    """The row's image."""
+    drawings.thumbnail(axis, x, words)
 
 
 def _number(axis: Axes, row: int, x: Tensor, words: str) -> None:
     """The row's number in place of its image."""
     axis.text(0.5, 0.5, str(row), ha="center", va="center", fontsize=6)
-    _label(axis, words)
-
-
-def _label(axis: Axes, words: str) -> None:
-    axis.set(xticks=[], yticks=[])
-    for side in axis.spines.values():
-        side.set_visible(False)
-    axis.set_xlabel(words, fontsize=6, labelpad=1)
+    drawings.without_frame(axis, words)
 
 
 def _diagonal(axis: Axes) -> None:

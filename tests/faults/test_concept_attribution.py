@@ -57,7 +57,7 @@ FAULTS: dict[str, tuple[Callable[[], object], str]] = {
         r"2 of the concept images are training rows too \(the first: image 5 is row 7\)",
     ),
     "dead": (
-        lambda: concepts.normalised_probe(torch.ones(6, 2), torch.arange(6) % 2),
+        lambda: concepts.ridge_probe(torch.ones(6, 2), torch.arange(6) % 2),
         "every unit of the layer is constant",
     ),
     "no parameters": (

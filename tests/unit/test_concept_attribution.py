@@ -51,11 +51,11 @@ def _psi(model: nn.Module, data: ConceptData, block: list[str] | None = None) ->
 
 
 def _logits(model: nn.Module, data: ConceptData, layer: str, fixed: Tensor | None) -> Tensor:
-    """Signed, normalised logits with the probe given, or refitted to the network as it is."""
+    """Signed logits with the probe given, or refitted to the network as it is."""
     probe = fixed
     if probe is None:
         h = features.activations(model, data.fit_x, [layer])[layer]
-        probe = concepts.normalised_probe(h, data.fit_y)
+        probe = concepts.ridge_probe(h, data.fit_y)
     h = features.activations(model, data.x, [layer])[layer]
     return data.sign * (h @ probe[:-1] + probe[-1])
 
@@ -215,12 +215,12 @@ def test_a_null_version_points_nowhere() -> None:
     assert abs(r[0, 1]) < 0.3
 
 
-def test_a_normalised_probe_does_not_depend_on_the_scale_of_units() -> None:
+def test_a_probe_does_not_depend_on_the_scale_of_units() -> None:
     h, y = torch.randn(40, 5, dtype=torch.float64), torch.arange(40) % 2
     scale = torch.tensor([1.0, 10.0, 0.1, 3.0, 1.0], dtype=torch.float64)
-    a, b = concepts.normalised_probe(h, y), concepts.normalised_probe(h * scale, y)
+    a, b = concepts.ridge_probe(h, y), concepts.ridge_probe(h * scale, y)
     torch.testing.assert_close(a[:-1], b[:-1] * scale)
-    several = concepts.normalised_probe(torch.stack([h, h * scale]), y)
+    several = concepts.ridge_probe(torch.stack([h, h * scale]), y)
     torch.testing.assert_close(several, torch.stack([a, b]))
 
 
@@ -229,7 +229,7 @@ def test_a_probe_of_dead_units_has_a_derivative() -> None:
     h = torch.randn(40, 3, dtype=torch.float64)
     h[:, 1] = 0
     h.requires_grad_()
-    probe = concepts.normalised_probe(h, torch.arange(40) % 2)
+    probe = concepts.ridge_probe(h, torch.arange(40) % 2)
     (slope,) = torch.autograd.grad(probe.square().sum() + probe[-1], h)
     assert slope.isfinite().all()
     assert probe[1] == 0
