@@ -153,6 +153,13 @@ def legend(fig: Figure, axis: Axes, title: str | None = None) -> None:
     fig.legend(handles, labels, loc="outside upper center", ncols=columns, title=title)
 
 
+def sequence(n: int) -> list[tuple[float, float, float, float]]:
+    """Colours of n ordered steps, dark to light; the last is still legible on white."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.85 * k / max(n - 1, 1)) for k in range(n)]
+
+
 def units_axis(axis: Axes, label: str = "units the probe may read, k") -> None:
     """A horizontal axis of numbers of units: doubling steps, plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator

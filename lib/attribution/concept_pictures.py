@@ -41,14 +41,16 @@ def diagram() -> Figure:
     drawings.box(axis, 3.1, -1.1, "gradient ψ\nin θ≤i")
     drawings.box(axis, 6.1, -1.1, "score of example j\nψ (ΦᵀΦ + λ)⁻¹ φⱼ Qⱼ")
     drawings.box(axis, 9.1, -1.1, "gradients φⱼ of the\ntraining margins")
-    back = {"arrowstyle": "-|>", "color": ROLE["main"], "connectionstyle": "arc3,rad=-0.25"}
-    axis.annotate("", (3.9, -0.75), (9.3, 0.25), arrowprops=back)
-    axis.text(6.3, -0.25, "back", color=ROLE["main"], fontsize=7, ha="center")
-    follow = {"arrowstyle": "-|>", "color": ROLE["second"], "connectionstyle": "arc3,rad=0.3"}
-    axis.annotate("", (7.5, 1.15), (3.1, 1.15), arrowprops={**follow, "linestyle": "--"})
+    axis.plot([9.3, 9.3, 3.1], [0.3, -0.25, -0.25], color=ROLE["main"])
+    back = {"arrowstyle": "-|>", "color": ROLE["main"], "shrinkA": 0}
+    axis.annotate("", (3.1, -0.72), (3.1, -0.25), arrowprops=back)
+    axis.text(6.3, -0.18, "back", color=ROLE["main"], fontsize=7, ha="center", va="bottom")
+    follow = {"arrowstyle": "-|>", "color": ROLE["second"], "linestyle": "--"}
+    axis.plot([3.1, 3.1, 7.5], [1.1, 1.45, 1.45], color=ROLE["second"], linestyle="--")
+    axis.annotate("", (7.5, 1.08), (7.5, 1.48), arrowprops=follow)
     words = "probe follows: w, b are fitted to h, which θ moves"
-    axis.text(5.3, 1.62, words, color=ROLE["second"], fontsize=7, ha="center", va="bottom")
-    axis.set_ylim(-1.75, 1.95)
+    axis.text(5.3, 1.5, words, color=ROLE["second"], fontsize=7, ha="center", va="bottom")
+    axis.set_ylim(-1.6, 1.75)
     axis.annotate("", (4.85, -1.1), (3.75, -1.1), arrowprops=ARROW)
     axis.annotate("", (7.35, -1.1), (8.05, -1.1), arrowprops=ARROW)
     return fig
@@ -59,11 +61,13 @@ def curves(found: Mapping[str, ConceptAttribution]) -> Figure:
     layers = next(iter(found.values())).layers
     fig, axes = figures.panels(len(found), len(layers), height=2.1, sharex=True, sharey="row")
     for row, (name, attribution) in enumerate(found.items()):
+        top = 0.0
         for column, layer in enumerate(layers):
             axis = axes[row * len(layers) + column]
             for order, version in enumerate(attribution.versions):
                 score = attribution.mean(version, layer).sort(descending=True).values
                 kept = score[score > 0]
+                top = max(top, kept[0].item())
                 axis.loglog(
                     torch.arange(1, len(kept) + 1),
                     kept,
@@ -71,13 +75,11 @@ def curves(found: Mapping[str, ConceptAttribution]) -> Figure:
                     linestyle=figures.DASHES[order],
                     label=WORDS[version],
                 )
-                axis.set_ylim(bottom=min(axis.get_ylim()[0], (kept[0] / 1e5).item()))
             axis.set_title(f"{name}, {layer}")
-            axis.set_ylim(bottom=score.abs().max().item() * 1e-5)
             if row == len(found) - 1:
                 axis.set_xlabel("rank of the training image")
-            if column == 0:
-                axis.set_ylabel("mean score, if positive")
+        axis.set_ylim(top * 1e-6, top * 2)
+        axes[row * len(layers)].set_ylabel("mean score, if positive")
     figures.legend(fig, axes[0])
     return fig
 
@@ -105,7 +107,8 @@ def gallery(
                 else:
                     axis.text(0.5, 0.5, str(i), ha="center", va="center", fontsize=6)
                     drawings.without_frame(axis, words)
-            line[0].set_title(f"{name}: {word} its logit at {layer}")
+            title = line[0].set_title(f"{name}: {word} its logit at {layer}")
+            title.set_in_layout(False)  # or its width would push the next image away
     return fig
 
 
@@ -132,26 +135,33 @@ def classes(study: Study, found: Mapping[str, ConceptAttribution], version: str)
 
 
 def consistency(
-    agreements: Mapping[tuple[str, str], Agreement], names: Sequence[str], matrix: torch.Tensor
+    agreements: Mapping[tuple[str, str], Agreement],
+    nulls: Mapping[tuple[str, str], Agreement],
+    names: Sequence[str],
+    matrix: torch.Tensor,
 ) -> Figure:
     """Left: agreement of two halves of the networks; right: of concepts and layers.
 
     Args:
-        agreements: (concept, layer) -> what `split_halves` gives.
+        agreements, nulls: (concept, layer) -> what `split_halves` gives for the scores, and for
+            those of random directions.
         names, matrix: what `between` gives.
     """
     fig, (left, right) = figures.panels(1, 2, height=2.9, gridspec_kw={"width_ratios": (1.2, 1)})
     x = torch.arange(len(agreements), dtype=torch.float64)
-    kinds = (("tenth", "top tenth in common", "main"), ("spearman", "rank correlation", "second"))
-    for k, (field, words, role) in enumerate(kinds):
-        values = torch.stack([getattr(a, field) for a in agreements.values()])
+    bars = (
+        (agreements, "tenth", "top tenth in common", "main"),
+        (nulls, "tenth", "the same, random directions", "random"),
+        (agreements, "spearman", "rank correlation", "second"),
+    )
+    for k, (source, field, words, role) in enumerate(bars):
+        values = torch.stack([getattr(a, field) for a in source.values()])
         mean, spread = values.mean(1), values.std(1)
-        at = x + 0.2 * (2 * k - 1)
-        left.bar(at, mean, 0.38, yerr=spread, color=ROLE[role], label=words, capsize=2)
-    left.axhline(0.1, color=ROLE["random"], linestyle=":", label="chance of the tenth")
+        at = x + 0.27 * (k - 1)
+        left.bar(at, mean, 0.26, yerr=spread, color=ROLE[role], label=words, capsize=2)
+    left.axhline(0.1, color="black", linestyle=":", label="chance of the tenth")
     left.set_xticks(x, [f"{name}\n{layer}" for name, layer in agreements], fontsize=6)
-    left.set(title="two halves of the networks", ylabel="agreement", ylim=(min(0, matrix.min()), 1))
-    left.set_ylim(-0.1, 1)
+    left.set(title="two halves of the networks", ylabel="agreement", ylim=(-0.1, 1))
     image = right.imshow(matrix, cmap="vlag", vmin=-1, vmax=1)
     ticks = range(len(names))
     right.set_xticks(ticks, names, rotation=90, fontsize=6)
@@ -196,7 +206,7 @@ def _validity(
         level = next(
             getattr(r, f"{kind}_ceiling") for r in rows if (r.concept, r.layer) == places[place]
         )
-        words = "ceiling" if place == 0 else None
+        words = "ceiling" if place == 0 else "_"
         axis.hlines(level, place - 0.4, place + 0.4, color="black", linestyle="--", label=words)
     axis.axhline(0, color=ROLE["random"], linewidth=0.8)
     axis.set_xticks(range(len(places)), [f"{a}\n{b}" for a, b in places], fontsize=6)

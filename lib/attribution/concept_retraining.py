@@ -4,8 +4,8 @@ Document 1, removal and retraining; specification of document 1, sections 6.4 an
 are trained anew on subsets of the rows (epochs are kept, not steps), probes are fitted anew on the
 same concept images, and images that neither trained, nor fitted, nor were attributed judge them.
 
-Public names: `Readings`, `read`, `truth_of`, `removals`, `remaining`, `Removal`, `equivalence`,
-`Equivalence`.
+Public names: `Readings`, `read`, `truth_of`, `remaining`, `removals`, `Removal`, `best_layers`,
+`unit_sizes`, `equivalence`, `Equivalence`.
 """
 
 from __future__ import annotations
@@ -239,6 +239,17 @@ def removals(
         pair = [after.pop(("", name, n_shown)) for name in ("concept", "not the concept")]
         concept = n_shown, pair[0], pair[1]
     return Removal(case, layer, tuple(counts), whole, after, concept)
+
+
+def best_layers(study: Study, *, n_models: int, seed: int = 0) -> dict[str, str]:
+    """For each concept the layer where networks trained on all rows read it best on average."""
+    n = len(study.setting.train)
+    seeds = [network_seed(seed, REMOVAL, k, 0) for k in range(n_models)]
+    whole = read(study, torch.arange(n).expand(n_models, n), seeds)
+    return {
+        name: max(study.layers, key=lambda x: whole.accuracy[name, x].mean().item())
+        for name in study.cases
+    }
 
 
 @dataclass(frozen=True)
