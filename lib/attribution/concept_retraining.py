@@ -5,7 +5,7 @@ are trained anew on subsets of the rows (epochs are kept, not steps), probes are
 same concept images, and images that neither trained, nor fitted, nor were attributed judge them.
 
 Public names: `Readings`, `read`, `truth_of`, `remaining`, `removals`, `Removal`, `best_layers`,
-`unit_sizes`, `equivalence`, `Equivalence`.
+`unit_sizes`.
 """
 
 from __future__ import annotations
@@ -250,42 +250,6 @@ def best_layers(study: Study, *, n_models: int, seed: int = 0) -> dict[str, str]
         name: max(study.layers, key=lambda x: whole.accuracy[name, x].mean().item())
         for name in study.cases
     }
-
-
-@dataclass(frozen=True)
-class Equivalence:
-    """Two one-sided t-tests of paired differences against a margin."""
-
-    mean: float
-    low: float  # of the 90% interval: equivalent where both ends lie within the margin
-    high: float
-    p: float  # the larger of both tests
-
-    @property
-    def farther(self) -> float:
-        """The end of the interval that is farther from 0, without its sign."""
-        return max(abs(self.low), abs(self.high))
-
-
-def equivalence(difference: Tensor, margin: float = 0.02) -> Equivalence:
-    """Whether paired differences `[N']` are 0 within `margin`: TOST at level .05.
-
-    Raises:
-        ValueError: fewer than 3 pairs, or a margin that is not positive.
-    """
-    from scipy import stats
-
-    n = len(difference)
-    if n < 3 or not margin > 0:
-        raise ValueError(f"want at least 3 pairs and a margin > 0, got {n} and {margin}")
-    d = difference.double()
-    mean, error = d.mean().item(), (d.std() / n**0.5).item()
-    if error == 0:
-        inside = abs(mean) < margin
-        return Equivalence(mean, mean, mean, 0.0 if inside else 1.0)
-    reach = stats.t.ppf(0.95, n - 1) * error
-    p = max(stats.t.sf((mean + margin) / error, n - 1), stats.t.sf((margin - mean) / error, n - 1))
-    return Equivalence(mean, mean - reach, mean + reach, float(p))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Document 1, main results; specification of document 1, sections 6.1, 6.2, 6.4 and 6.6.
 
 Public names: `Spread`, `spread`, `Agreement`, `split_halves`, `between`, `Validity`, `validity`,
-`class_shares`, `effect_rows`, `equivalence_rows`, `location_shares`, `units_ratio`.
+`class_shares`, `equivalence`, `Equivalence`, `effect_rows`, `equivalence_rows`, `location_shares`, `units_ratio`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib.attribution import metrics
 from lib.attribution.concept_cases import Case, Study
-from lib.attribution.concept_retraining import Readings, Removal, equivalence
+from lib.attribution.concept_retraining import Readings, Removal
 from lib.attribution.concepts import ConceptAttribution
 from lib.probes import presence
 
@@ -155,6 +155,42 @@ def class_shares(score: Tensor, labels: Tensor, n_classes: int, k: int = TOP) ->
     order = score.argsort(descending=True)
     parts = [labels[order[:k]], labels[order[-k:]], labels]
     return torch.stack([torch.bincount(p, minlength=n_classes) / len(p) for p in parts])
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two one-sided t-tests of paired differences against a margin."""
+
+    mean: float
+    low: float  # of the 90% interval: equivalent where both ends lie within the margin
+    high: float
+    p: float  # the larger of both tests
+
+    @property
+    def farther(self) -> float:
+        """The end of the interval that is farther from 0, without its sign."""
+        return max(abs(self.low), abs(self.high))
+
+
+def equivalence(difference: Tensor, margin: float = 0.02) -> Equivalence:
+    """Whether paired differences `[N']` are 0 within `margin`: TOST at level .05.
+
+    Raises:
+        ValueError: fewer than 3 pairs, or a margin that is not positive.
+    """
+    from scipy import stats
+
+    n = len(difference)
+    if n < 3 or not margin > 0:
+        raise ValueError(f"want at least 3 pairs and a margin > 0, got {n} and {margin}")
+    d = difference.double()
+    mean, error = d.mean().item(), (d.std() / n**0.5).item()
+    if error == 0:
+        inside = abs(mean) < margin
+        return Equivalence(mean, mean, mean, 0.0 if inside else 1.0)
+    reach = stats.t.ppf(0.95, n - 1) * error
+    p = max(stats.t.sf((mean + margin) / error, n - 1), stats.t.sf((margin - mean) / error, n - 1))
+    return Equivalence(mean, mean - reach, mean + reach, float(p))
 
 
 def effect_rows(found: Removal, rankings: Sequence[str]) -> list[dict[str, object]]:

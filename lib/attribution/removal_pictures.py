@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lib import figures
 from lib.attribution.concept_cases import Study
-from lib.attribution.concept_retraining import Readings, Removal, equivalence
+from lib.attribution.concept_retraining import Readings, Removal
+from lib.attribution.concept_studies import equivalence
 from lib.figures import ROLE
 
 if TYPE_CHECKING:
