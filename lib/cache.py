@@ -21,6 +21,7 @@ import json
 import os
 import sys
 import textwrap
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ from lib import config as settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Python 3.11 counts the depth of syntax trees for all threads together: parsing in two of them
+# fails now and then with a SystemError (fixed in later versions).
+_PARSING = threading.Lock()
 WAIT_SECONDS = 2.0  # how long a lock may be held before we say whom we wait for
 
 
@@ -102,6 +106,11 @@ def sources(code: Sequence[Callable[..., object]]) -> dict[str, str]:
         qualified name -> syntax tree as text, without comments and docstrings. Constants of a
         module (numbers, strings, tuples of them) are included by value.
     """
+    with _PARSING:
+        return _sources(code)
+
+
+def _sources(code: Sequence[Callable[..., object]]) -> dict[str, str]:
     found: dict[str, str] = {}
     pending: list[object] = list(code)
     while pending:

@@ -3,7 +3,8 @@
 Document 1, main results; specification of document 1, sections 6.1, 6.2, 6.4 and 6.6.
 
 Public names: `Spread`, `spread`, `Agreement`, `split_halves`, `between`, `Validity`, `validity`,
-`class_shares`, `equivalence`, `Equivalence`, `effect_rows`, `equivalence_rows`, `location_shares`, `units_ratio`.
+`class_shares`, `equivalence`, `Equivalence`, `effect_rows`, `equivalence_rows`,
+`location_shares`, `units_ratio`.
 """
 
 from __future__ import annotations

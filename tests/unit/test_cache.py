@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import itertools
 import sys
+import time
+import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -242,3 +246,24 @@ def test_code_edited_after_it_was_loaded_is_not_taken_for_what_runs(
             cache.sources([module.train])
     else:
         assert "BinOp" in cache.sources([module.train])[f"{path.stem}.train"]
+
+
+def test_source_is_parsed_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 loses count of a tree's depth when two threads parse."""
+    inside: list[int] = []
+    most: list[int] = []
+    tree = cache._tree
+
+    def watched(item: type | types.FunctionType) -> ast.Module:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        found = tree(item)
+        inside.pop()
+        return found
+
+    monkeypatch.setattr(cache, "_tree", watched)
+    with ThreadPoolExecutor(4) as pool:
+        keys = list(pool.map(lambda _: cache.key_of("x", {}, [cache.state_hash]), range(8)))
+    assert len(set(keys)) == 1
+    assert max(most) == 1

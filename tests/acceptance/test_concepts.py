@@ -1,0 +1,111 @@
+"""Acceptance checks of document 1's specification, on digits, with seeds that no notebook uses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib import config
+from lib.attribution import concept_cases, concept_retraining, concept_studies, concepts, truth
+from lib.attribution.concept_cases import Case, Study
+from lib.attribution.concept_retraining import Removal
+from lib.attribution.concepts import ConceptAttribution
+from lib.data.base import Split
+
+SEED, LAYER = 300, "hidden2"
+
+
+@cache
+def _study() -> Study:
+    return concept_cases.load(
+        config.resolve("12_concept_attribution", "quick", concepts=("round",))
+    )
+
+
+def _round() -> Case:
+    return _study().cases["round"]
+
+
+@cache
+def _scores() -> ConceptAttribution:
+    setting = _study().setting
+    networks = truth.checkpoints(setting, 20, share=1, seed=SEED)
+    train = (setting.train.x, setting.train.y)
+    return concepts.attribute(
+        networks, train, _round().data, _study().layers, k=512, ridge=0.3, null=True, seed=SEED
+    )
+
+
+@cache
+def _lds() -> dict[str, concept_studies.Validity]:
+    subsets, outputs = concept_retraining.truth_of(_study(), 100, 10, seed=SEED)
+    rows = concept_studies.validity("round", _scores(), subsets, outputs)
+    return {row.version: row for row in rows if row.layer == LAYER}
+
+
+@cache
+def _removal() -> Removal:
+    rankings = {v: _scores().mean(v, LAYER) for v in concepts.VERSIONS}
+    return concept_retraining.removals(
+        _study(), _round(), LAYER, rankings, (100, 500), n_models=20, grid=(), seed=SEED
+    )
+
+
+def test_a_copy_of_a_concept_image_ranks_in_the_top_hundredth_for_itself() -> None:
+    """Check 2: with the right label of the network's own task, for several images."""
+    study, case = _study(), _round()
+    setting, images = study.setting, 12
+    labels = _own_labels(case.data.x[:images])
+    train = Split(
+        torch.cat([setting.train.x, case.data.x[:images]]), torch.cat([setting.train.y, labels])
+    )
+    planted = replace(setting, train=train)
+    networks = truth.checkpoints(planted, 10, share=1, seed=SEED)
+    data = replace(case.data, x=case.data.x[:images], y=case.data.y[:images])
+    found = concepts.attribute(networks, (train.x, train.y), data, [LAYER], k=512, ridge=0.3)
+    size = found.tau("frozen", LAYER).abs()
+    own = size[len(setting.train) :].diagonal()
+    rank = (size > own).sum(0)
+    assert (rank < len(train) // 100).double().mean() >= 0.5
+    assert rank.double().median() < len(train) / 100
+
+
+def _own_labels(x: Tensor) -> Tensor:
+    """Digit labels of images that the base set keeps for tests."""
+    targets = _study().setting.targets
+    return torch.stack([targets.y[(targets.x == row).all(1)][0] for row in x])
+
+
+def test_removing_the_top_leaves_the_concept_and_hurts_the_task() -> None:
+    """Check 6, first half."""
+    found = _removal()
+    for ranking in concepts.VERSIONS:
+        assert found.difference(ranking, 100).mean().abs() <= 0.01
+        assert found.difference(ranking, 500).mean().abs() <= 0.03
+    drop = found.after["", "random", 500].task - found.after["frozen", "top", 500].task
+    assert drop.mean() >= 0.01
+
+
+def test_a_probe_that_follows_is_traced_better() -> None:
+    """Check 6, second half, for single images; of their mean the specification's .343 does not
+    recur: the interval of that one rank correlation is .4 wide and holds 0 (notebook 12)."""
+    found = _lds()
+    assert found["refit"].image >= 0.2
+    assert found["refit"].image > found["frozen"].image + 0.02
+    assert found["refit"].image < found["refit"].image_ceiling
+
+
+def test_random_directions_predict_nothing() -> None:
+    """Check 8."""
+    assert abs(_lds()["null"].image) <= 0.03
+
+
+def test_halves_of_the_networks_share_the_head() -> None:
+    """Check 7: at least 35 of the top 100, chance 10."""
+    found = concept_studies.split_halves(_scores(), "frozen", LAYER, n_splits=50, seed=SEED)
+    assert found.chance == pytest.approx(0.1)
+    assert found.head.mean() >= 0.35
