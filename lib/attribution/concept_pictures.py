@@ -107,8 +107,10 @@ def gallery(
                 else:
                     axis.text(0.5, 0.5, str(i), ha="center", va="center", fontsize=6)
                     drawings.without_frame(axis, words)
-            title = line[0].set_title(f"{name}: {word} its logit at {layer}")
-            title.set_in_layout(False)  # or its width would push the next image away
+            line[0].set_title(" ")  # its height only: a long title pushes the next image away
+            words = f"{name}: {word} its logit at {layer}"
+            title = line[0].text(0, 1.12, words, transform=line[0].transAxes)
+            title.set(fontsize=8, fontweight="bold", in_layout=False)
     return fig
 
 

@@ -24,27 +24,35 @@ if TYPE_CHECKING:
 ROLES = {"frozen": "main", "refit": "second"}
 WORDS = {"frozen": "probe frozen", "refit": "probe follows"}
 MARGIN = 0.02
+OWN = "accuracy on the own task"
 
 
 def effects(found: Mapping[str, Removal], rankings: Sequence[str]) -> Figure:
-    """A row a concept: its detection, its signed logit, the networks' own task, against T."""
+    """A row a concept: its detection, its signed logit, the networks' own task, against T.
+
+    Bottom and class-matched sets are those of the first ranking.
+    """
     fig, axes = figures.panels(len(found), 3, height=2.3, sharex="row")
     for row, (name, removal) in enumerate(found.items()):
         at = name, removal.layer
         kinds = (
             (f"{name}, {removal.layer}: accuracy", lambda r, at=at: r.accuracy[at]),
             ("mean signed logit", lambda r, at=at: r.logits[at].mean(1)),
-            ("accuracy on the own task", lambda r: r.task),
+            (OWN, lambda r: r.task),
         )
         for axis, (title, value) in zip(axes[3 * row : 3 * row + 3], kinds, strict=True):
             x = (0, *removal.counts)
             for order, (words, role, key) in enumerate(_lines(rankings)):
                 stages = [removal.whole, *(removal.after[*key, t] for t in removal.counts)]
                 _line(axis, x, torch.stack([value(r) for r in stages], 1), words, role, order)
-            if removal.concept:
+            if removal.concept and title != OWN:  # whose classes would be gone
                 count, gone, _ = removal.concept
                 mean = value(gone).mean().item()
-                axis.plot(count, mean, "k*", label="all images of the concept", markersize=7)
+                axis.plot(count, mean, "k*", markersize=7)
+                words = "the whole concept"
+                axis.annotate(
+                    words, (count, mean), (-5, 3), "data", "offset points", ha="right", fontsize=6
+                )
             axis.set(title=title, xlabel="training images removed, T")
     figures.legend(fig, axes[0])
     return fig
@@ -54,9 +62,9 @@ def _lines(rankings: Sequence[str]) -> list[tuple[str, str, tuple[str, str]]]:
     lines = [("random", "random", ("", "random"))]
     for name in rankings:
         lines.append((f"top, {WORDS[name]}", ROLES[name], (name, "top")))
-    name = rankings[-1]
-    lines.append((f"random, classes of top ({WORDS[name]})", "third", (name, "class-matched")))
-    lines.append((f"bottom, {WORDS[name]}", "fifth", (name, "bottom")))
+    name = rankings[0]
+    lines.append(("random, classes of the top", "third", (name, "class-matched")))
+    lines.append(("bottom", "fifth", (name, "bottom")))
     return lines
 
 
