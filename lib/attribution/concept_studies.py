@@ -2,9 +2,9 @@
 
 Document 1, main results; specification of document 1, sections 6.1, 6.2, 6.4 and 6.6.
 
-Public names: `Spread`, `spread`, `Agreement`, `split_halves`, `between`, `Validity`, `validity`,
-`class_shares`, `equivalence`, `Equivalence`, `effect_rows`, `equivalence_rows`,
-`location_shares`, `units_ratio`.
+Public names: `Spread`, `spread`, `spread_rows`, `Agreement`, `split_halves`, `split_all`,
+`between`, `Validity`, `validity`, `validity_rows`, `class_shares`, `equivalence`, `Equivalence`,
+`effect_rows`, `equivalence_rows`, `location_shares`, `units_ratio`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,30 @@ def spread(score: Tensor) -> Spread:
     )
 
 
+def spread_rows(
+    found: Mapping[str, ConceptAttribution], words: Mapping[str, str]
+) -> list[dict[str, object]]:
+    """The spread of mean scores, one row a concept, layer and version; `words` name versions."""
+    rows: list[dict[str, object]] = []
+    for name, attribution in found.items():
+        for layer in attribution.layers:
+            for version in attribution.versions:
+                s = spread(attribution.mean(version, layer))
+                rows.append(
+                    {
+                        "concept": name,
+                        "layer": layer,
+                        "version": words[version],
+                        "Gini": s.gini,
+                        "effective number": s.n_effective,
+                        "top 1% carry": s.top_share,
+                        "decades to the median": s.decades,
+                        "negative": s.negative,
+                    }
+                )
+    return rows
+
+
 @dataclass(frozen=True)
 class Agreement:
     """Agreement of rankings from two disjoint halves of the networks, over random splits."""
@@ -86,6 +110,17 @@ def split_halves(
         rows.append([rank.item(), overlap(a, b, n // 10), overlap(a, b, TOP)])
     columns = torch.tensor(rows, dtype=torch.float64).T
     return Agreement(columns[0], columns[1], columns[2], TOP / n)
+
+
+def split_all(
+    found: Mapping[str, ConceptAttribution], version: str, *, n_splits: int, seed: int = 0
+) -> dict[tuple[str, str], Agreement]:
+    """`split_halves` of every concept and layer, by (concept, layer)."""
+    return {
+        (name, layer): split_halves(attribution, version, layer, n_splits=n_splits, seed=seed)
+        for name, attribution in found.items()
+        for layer in attribution.layers
+    }
 
 
 def overlap(a: Tensor, b: Tensor, k: int) -> float:
@@ -149,6 +184,26 @@ def validity(
                 )
             )
     return rows
+
+
+def validity_rows(rows: Sequence[Validity], words: Mapping[str, str]) -> list[dict[str, object]]:
+    """The same for a table; `words` name versions."""
+
+    def cell(value: float, ends: tuple[float, float]) -> str:
+        return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+
+    return [
+        {
+            "concept": v.concept,
+            "layer": v.layer,
+            "version": words[v.version],
+            "each image": cell(v.image, v.image_interval),
+            "ceiling": v.image_ceiling,
+            "their mean": cell(v.mean, v.mean_interval),
+            "ceiling of it": v.mean_ceiling,
+        }
+        for v in rows
+    ]
 
 
 def class_shares(score: Tensor, labels: Tensor, n_classes: int, k: int = TOP) -> Tensor:
