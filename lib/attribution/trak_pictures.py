@@ -120,7 +120,8 @@ def pareto(points: Sequence[Point], ceiling: float) -> Figure:
         linewidth=3,
         zorder=0,
     )
-    left.set(xlabel="compute, in training runs of one network", ylabel="LDS", ylim=(-0.03, 1.02))
+    left.set(xlabel="compute, in training runs of one network", ylabel="LDS")
+    left.set_ylim(-0.03, min(1.02, ceiling + 0.06))
     right.set(xlabel="networks trained")
     left.set_title("best of every budget in grey")
     right.set_title("counted in networks")
