@@ -1,8 +1,9 @@
 """The networks and concepts of notebooks 12 and 13: what is attributed, and what judges it.
 
-Document 1, method. Concept images fall into three parts that share nothing: some fit the probe,
-some have their logits attributed, and others judge what a removal did, because judging on the
-attributed ones exaggerates (specification of document 1, section 5.2).
+Document 1, method. Concept images fall into three parts: some fit the probe, some have their
+logits attributed, and others judge what a removal did, because judging on the attributed ones
+exaggerates (specification of document 1, section 5.2). No image is in two parts, except that all
+flat patches of *hilo-synthetic*, a sixth of it, are one and the same image.
 
 Public names: `Case`, `Study`, `load`.
 """
@@ -84,7 +85,7 @@ def _digits(run: Run) -> Study:
         "hilo-synthetic": _case(run, testbeds.hilo_synthetic(run.seed), ()),
     }
     return Study(
-        setting=settings.digits_deep(),
+        setting=settings.digits_deep(run.size.n_attributed),  # what is attributed judges nothing
         network="MLP 64-32-32-10",
         layers=tuple(run.size.layers),
         cases={name: found[name] for name in run.size.concepts if name in found},
@@ -122,14 +123,18 @@ def _case(
 ) -> Case:
     """The first rows of each part, in the random order that the concept has."""
     n_fit, a, b = run.size.n_fit, run.size.n_attributed, run.size.n_eval
+    parts = (concept.fit_y[:n_fit], concept.test_y[:a], concept.test_y[a : a + b])
+    for words, labels in zip(("fit", "attributed", "judging"), parts, strict=True):
+        if labels.unique().numel() < 2:
+            raise ValueError(
+                f"the {len(labels)} {words} images of {concept.name} are of one class or none; "
+                "change n_fit, n_attributed or n_eval"
+            )
     data = ConceptData(
-        prepare(concept.fit_x[:n_fit]),
-        concept.fit_y[:n_fit],
-        prepare(concept.test_x[:a]),
-        concept.test_y[:a],
+        prepare(concept.fit_x[:n_fit]), parts[0], prepare(concept.test_x[:a]), parts[1]
     )
-    eval_x, eval_y = prepare(concept.test_x[a : a + b]), concept.test_y[a : a + b]
-    return Case(concept.name, concept.kind, concept.note, data, eval_x, eval_y, classes)
+    eval_x = prepare(concept.test_x[a : a + b])
+    return Case(concept.name, concept.kind, concept.note, data, eval_x, parts[2], classes)
 
 
 STUDIES = {"digits": _digits, "cifar10": _cifar10}

@@ -85,6 +85,8 @@ def read(
         The readings, trained at most once (`lib.cache`).
     """
     check_subsets(subsets, len(study.setting.train))
+    if study.setting.prepare is not None:
+        raise ValueError("want a setting whose inputs are prepared, got one with `prepare`")
     if len(seeds) != len(subsets):
         raise ValueError(f"want a seed a subset, got {len(seeds)} and {len(subsets)}")
     step = study.setting.stack
@@ -204,7 +206,8 @@ def removals(
     """
     labels, n = study.setting.train.y, len(study.setting.train)
     seeds = [network_seed(seed, REMOVAL, k, 0) for k in range(n_models)]
-    generator = torch.Generator().manual_seed(seed)
+    number = 1 + list(study.cases).index(case.name)  # random sets of every concept's own
+    generator = torch.Generator().manual_seed(network_seed(seed, REMOVAL, 0, number))
     plan: dict[tuple[str, str, int], Tensor] = {}
 
     def draw(design: str, score: Tensor, count: int) -> Tensor:
@@ -242,12 +245,15 @@ def removals(
 
 
 def best_layers(study: Study, *, n_models: int, seed: int = 0) -> dict[str, str]:
-    """For each concept the layer where networks trained on all rows read it best on average."""
+    """For each concept the layer where networks trained on all rows read it best on average.
+
+    Judged on the attributed images: those that judge removals take no part in the choice.
+    """
     n = len(study.setting.train)
     seeds = [network_seed(seed, REMOVAL, k, 0) for k in range(n_models)]
     whole = read(study, torch.arange(n).expand(n_models, n), seeds)
     return {
-        name: max(study.layers, key=lambda x: whole.accuracy[name, x].mean().item())
+        name: max(study.layers, key=lambda x: (whole.logits[name, x] > 0).double().mean().item())
         for name in study.cases
     }
 

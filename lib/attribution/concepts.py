@@ -7,8 +7,9 @@ training side stays the network's own task, the target side becomes the gradient
 
     c * (w^T h(x) + b),   c = +1 or -1 the concept label.
 
-The probe is a ridge regression to -1 and +1: its scale is that of the labels, so that no network
-with a large |w| rules the average (the specification divides a logistic probe by |w|).
+The probe is a ridge regression to -1 and +1, whose scale is that of the labels (the specification
+divides a logistic probe by |w|). Units that hardly ever fire are left out (`QUIET`): standardised,
+a single image on which one fires would have a logit of hundreds.
 
 Two versions of that gradient: `frozen` holds the probe fixed, as the document does; `refit` lets
 it follow the network, as it does when both are trained anew: the closed form of a ridge probe is
@@ -16,7 +17,8 @@ differentiated too. A score is positive where a training example makes the conce
 
 One backward pass a checkpoint serves every layer (`prefixes.py`).
 
-Public names: `ConceptData`, `refuse_overlap`, `Readout`, `fit_readouts`, `ridge_probe`,
+Public names: `ConceptData`, `refuse_overlap`, `Readout`, `fit_readouts`, `check_belongs`,
+`ridge_probe`,
 `concept_features`, `attribute`, `ConceptAttribution`, `VERSIONS`.
 """
 
@@ -36,6 +38,9 @@ from lib.attribution.surrogate import scores
 from lib.attribution.trak import Data, Loss, Projection, logistic, slopes
 
 VERSIONS = ("frozen", "refit")
+# A unit is read if its standard deviation on the rows that fit the probe is at least this share of
+# the layer's median one: firing at full strength on one row in a hundred is a tenth.
+QUIET = 0.1
 ROWS = 16  # rows of the probe's derivative at a time
 # Of the ridge probe on standardised units, summed loss: the best of seven powers in five-fold
 # cross-validation on the rows that fit the probe (digits, round, both layers).
@@ -111,14 +116,27 @@ def fit_readouts(
     return found
 
 
+def check_belongs(readout: Readout, model: nn.Module, index: int) -> None:
+    """Refuse a probe that was fitted on other weights than those of `model`, checkpoint `index`."""
+    if readout.checkpoint != _checkpoint(model):
+        raise ValueError(
+            f"the probe of layer {readout.layer!r} was fitted on another checkpoint than "
+            f"checkpoint {index}; fit it with fit_readouts on this one"
+        )
+
+
 def ridge_probe(h: Tensor, y: Tensor, l2: float = L2) -> Tensor:
     """Weight and bias `[d + 1]` of a ridge probe to -1 and +1, on raw activations.
 
-    Differentiable in `h` `[m, d]`; of networks `[N, m, d]` at once it is `[N, d + 1]`.
+    Differentiable in `h` `[m, d]`; of networks `[N, m, d]` at once it is `[N, d + 1]`. Quiet units
+    (`QUIET`) have weight 0.
     """
-    probe = probes.fit_ridge(h, y, l2=l2)
-    if not (probe.weight != 0).any(-1).all():
+    spread = h.detach().std(-2, correction=0)
+    quiet = (spread <= 0) | (spread < QUIET * spread.median(-1, keepdim=True).values)
+    heard = ~quiet  # NaN is neither; the fit refuses it
+    if not heard.any(-1).all():
         raise ValueError("every unit of the layer is constant, so no probe can read it")
+    probe = probes.fit_ridge(h * heard[..., None, :], y, l2=l2)
     return torch.cat([probe.weight, probe.bias[..., None]], -1)
 
 
@@ -155,15 +173,11 @@ def concept_features(
     if unknown:
         raise ValueError(f"versions are {', '.join(VERSIONS)}; got {', '.join(sorted(unknown))}")
     data.check()
-    mark, sign = _checkpoint(model), data.sign
+    sign = data.sign
     found: dict[str, dict[str, Tensor]] = {version: {} for version in versions}
     for layer in prefixes.layers:
         readout = readouts[layer]
-        if readout.checkpoint != mark:
-            raise ValueError(
-                f"the probe of layer {layer!r} was fitted on another checkpoint than checkpoint "
-                f"{model_id}; fit it with fit_readouts on this one"
-            )
+        check_belongs(readout, model, model_id)
         reader = Reader(model, layer)
 
         def output(h: Tensor, c: Tensor, readout: Readout = readout) -> Tensor:
@@ -250,7 +264,8 @@ def attribute(
         ridge: added to the Gram matrix, as a share of its mean diagonal.
         l2: penalty of the probes.
         versions: of `VERSIONS`.
-        null: add a version "null": gradients of random direction and of the `frozen` ones' norms.
+        null: add a version "null": for every image a random direction of the `frozen` gradient's
+            norm. Over images these cancel, so that the height of their mean tells nothing.
         readouts: probes of your own, one mapping a checkpoint; they can be `frozen` only. None
             fits ridge probes.
         block: parameters that serve every layer; None is each layer's own prefix.
@@ -276,6 +291,8 @@ def attribute(
             prefixes = Prefixes(
                 model, train[0], layers, k=k, seed=seed, projection=projection, block=block
             )
+        if readouts is not None and index >= len(readouts):
+            raise ValueError(f"want probes for every checkpoint, got {len(readouts)} sets of them")
         own = fit_readouts(model, data, layers, l2=l2) if readouts is None else readouts[index]
         wanted = ("frozen",) if null and "frozen" not in versions else ()
         psi = concept_features(
@@ -302,7 +319,7 @@ def attribute(
             dim=1,
         )  # [V, L, n, T]
         total = part if total is None else total.add_(part)
-        by_model.append(part.mean(-1) if total is not part else part.mean(-1).clone())
+        by_model.append(part.mean(-1))
         weights.append(q)
     if total is None:
         raise ValueError("want at least one checkpoint, got none; train some")
@@ -326,7 +343,9 @@ def refuse_overlap(train_x: Tensor, images: Tensor, what: str = "concept images"
 
 
 def _row_hash(row: Tensor) -> bytes:
-    return hashlib.blake2b(row.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(
+        row.double().cpu().contiguous().numpy().tobytes(), digest_size=16
+    ).digest()
 
 
 def _training_features(

@@ -37,7 +37,7 @@ def effects(found: Mapping[str, Removal], rankings: Sequence[str]) -> Figure:
         at = name, removal.layer
         kinds = (
             (f"{name}, {removal.layer}: accuracy", lambda r, at=at: r.accuracy[at]),
-            ("mean signed logit", lambda r, at=at: r.logits[at].mean(1)),
+            ("signed logit, attributed images", lambda r, at=at: r.logits[at].mean(1)),
             (OWN, lambda r: r.task),
         )
         for axis, (title, value) in zip(axes[3 * row : 3 * row + 3], kinds, strict=True):

@@ -71,15 +71,19 @@ def cifar2_mini(root: Path | None = None) -> Setting:
     )
 
 
-def digits_deep() -> Setting:
+def digits_deep(first_target: int = 0) -> Setting:
     """The networks of document 1's part: 1,000 digits, 64-32-32-10, the last 397 as targets.
+
+    Args:
+        first_target: leave out the targets before it, which another use has.
 
     Source: specification of document 1, section 2.
     """
     data = digits.load(seed=0)
     recipe = Recipe(epochs=30, batch_size=50, lr=0.1, weight_decay=5e-4)
     spec = {"widths": (64, 32, 32, 10)}
-    return Setting("digits-deep", "mlp", spec, recipe, data.train, data.test)
+    targets = Split(data.test.x[first_target:], data.test.y[first_target:])
+    return Setting("digits-deep", "mlp", spec, recipe, data.train, targets)
 
 
 def cifar10_mini(root: Path | None = None) -> Setting:

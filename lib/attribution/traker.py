@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lib import features, gradients
-from lib.attribution.concepts import ConceptData, Readout
+from lib.attribution.concepts import ConceptData, Readout, check_belongs
 from lib.attribution.prefixes import depends
 from lib.attribution.trak import Data, Loss, logistic
 
@@ -174,6 +174,13 @@ def traker_concept(
 
     Source: document 1, method; specification of document 1, section 5.3.
     """
+    if len(readouts) != len(models) or len({r.layer for r in readouts}) != 1:
+        raise ValueError(
+            f"want one probe a checkpoint, all of one layer, got {len(readouts)} for "
+            f"{len(models)} checkpoints at {', '.join(sorted({r.layer for r in readouts}))}"
+        )
+    for index, (model, readout) in enumerate(zip(models, readouts, strict=True)):
+        check_belongs(readout, model, index)
     layer = readouts[0].layer
 
     def functional(index: int) -> Functional:

@@ -12,6 +12,7 @@ from torch import nn
 from lib import models
 from lib.attribution import concepts, prefixes
 from lib.attribution.concepts import ConceptData
+from lib.attribution.traker import traker_concept
 
 GENERATOR = torch.Generator().manual_seed(0)
 MODEL, OTHER = (models.build("mlp", GENERATOR, widths=(4, 5, 3)).eval() for _ in range(2))
@@ -40,6 +41,26 @@ FAULTS: dict[str, tuple[Callable[[], object], str]] = {
             readouts=[concepts.fit_readouts(OTHER, DATA, ["hidden1"])], versions=("frozen",)
         ),
         "layer 'hidden1' was fitted on another checkpoint than checkpoint 0",
+    ),
+    "too few probes": (
+        lambda: _attribute(
+            models_=[MODEL, OTHER],
+            readouts=[concepts.fit_readouts(MODEL, DATA, ["hidden1"])],
+            versions=("frozen",),
+        ),
+        "want probes for every checkpoint, got 1 sets",
+    ),
+    "official, another checkpoint": (
+        lambda: traker_concept(
+            [MODEL], TRAIN, DATA, [concepts.fit_readouts(OTHER, DATA, ["hidden1"])["hidden1"]]
+        ),
+        "fitted on another checkpoint than checkpoint 0",
+    ),
+    "official, too many probes": (
+        lambda: traker_concept(
+            [MODEL], TRAIN, DATA, [concepts.fit_readouts(MODEL, DATA, ["hidden1"])["hidden1"]] * 2
+        ),
+        "want one probe a checkpoint, all of one layer, got 2 for 1 checkpoints",
     ),
     "own probes": (lambda: _attribute(readouts=[{}]), "cannot be refitted"),
     "layer": (
@@ -72,6 +93,11 @@ def test_is_refused(fault: str) -> None:
     act, words = FAULTS[fault]
     with pytest.raises(ValueError, match=words):
         act()
+
+
+def test_overlap_is_seen_in_any_precision() -> None:
+    with pytest.raises(ValueError, match="1 of the concept images"):
+        concepts.refuse_overlap(TRAIN[0], TRAIN[0][3:4].double())
 
 
 def test_disjoint_images_pass() -> None:

@@ -233,3 +233,18 @@ def test_a_probe_of_dead_units_has_a_derivative() -> None:
     (slope,) = torch.autograd.grad(probe.square().sum() + probe[-1], h)
     assert slope.isfinite().all()
     assert probe[1] == 0
+
+
+def test_a_unit_that_hardly_fires_is_not_read() -> None:
+    """Fitted, its weight would be thousands, and the next image on which it fires off the scale."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(400) % 2
+    h = torch.randn(400, 4, generator=generator, dtype=torch.float64) + y[:, None]
+    h[:, 2] = 0
+    h[7, 2] = 1e-4
+    probe = concepts.ridge_probe(h, y)
+    assert probe[2] == 0
+    without = concepts.ridge_probe(h[:, [0, 1, 3]], y)
+    torch.testing.assert_close(probe[[0, 1, 3, 4]], without)
+    several = concepts.ridge_probe(torch.stack([h, h.roll(1, 1)]), y)
+    assert (several[:, :-1] == 0).nonzero().tolist() == [[0, 2], [1, 3]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lib import features, probes, training
-from lib.attribution import concept_retraining, concept_studies, truth
+from lib.attribution import concept_retraining, concept_studies, concepts, truth
 from lib.attribution.concept_cases import Case, Study
 from lib.attribution.concept_retraining import Readings, Removal, remaining
 from lib.attribution.concepts import ConceptAttribution, ConceptData
@@ -43,7 +43,7 @@ def _subsets(n: int) -> Tensor:
 @pytest.mark.parametrize("stack", [1, 100])
 def test_readings_are_those_of_each_network_alone(stack: int) -> None:
     study, subsets, seeds = _study(stack), _subsets(3), [4, 5, 6]
-    found = concept_retraining.read(study, subsets, seeds, grid=(1, 3, 50))
+    found = concept_retraining.read(study, subsets, seeds, grid=(1, 50))
     setting, case = study.setting, study.cases["third"]
     for k, (rows, seed) in enumerate(zip(subsets, seeds, strict=True)):
         state = training.train_stacked(
@@ -63,13 +63,17 @@ def test_readings_are_those_of_each_network_alone(stack: int) -> None:
             fit, attributed, judging = (
                 features.activations(model, x, [layer])[layer] for x in parts
             )
-            probe = probes.fit_ridge(fit, case.data.fit_y, l2=concept_retraining.L2)
-            want = case.data.sign * probe.score(attributed)
+            probe = concepts.ridge_probe(fit, case.data.fit_y)
+            want = case.data.sign * (attributed @ probe[:-1] + probe[-1])
             torch.testing.assert_close(found.logits["third", layer][k], want, atol=1e-3, rtol=1e-2)
-            accuracy = probes.accuracy(probe.score(judging), case.eval_y)
+            accuracy = probes.accuracy(judging @ probe[:-1] + probe[-1], case.eval_y)
             assert abs(found.accuracy["third", layer][k] - accuracy) <= 1 / len(case.eval_y) + 1e-6
-            sizes = concept_retraining.unit_sizes((1, 3, 50), fit.shape[1])
-            assert found.sparse["third", layer].shape == (3, len(sizes))
+            sizes = concept_retraining.unit_sizes((1, 50), fit.shape[1])
+            order = probes.rank_channels(fit, case.data.fit_y)
+            sparse = probes.fit_sparse(fit, case.data.fit_y, order, sizes)
+            want = probes.accuracy(sparse.score(judging), case.eval_y)
+            near = (found.sparse["third", layer][k] - want).abs()
+            assert (near <= 1 / len(case.eval_y) + 1e-6).all(), layer
 
 
 def test_truth_keeps_halves_and_seeds_apart() -> None:
@@ -145,7 +149,7 @@ def test_removals_pair_networks_and_hold_the_controls() -> None:
     )
     assert not nothing.difference("frozen", 6).any()
     best = concept_retraining.best_layers(study, n_models=3)
-    means = {x: found.whole.accuracy["third", x].mean() for x in LAYERS}
+    means = {x: (found.whole.logits["third", x] > 0).double().mean() for x in LAYERS}
     assert best["third"] == max(means, key=lambda x: means[x])
 
 
