@@ -66,12 +66,13 @@ def _points(
     axis: Axes, ks: Sequence[int], values: Tensor, place: int, name: str, *, line: bool = False
 ) -> None:
     """Means of `[Q, K]` over targets with their 95% interval, a little apart for each method."""
-    spread = [studies.share_wrong(column)[1] for column in values.T]
-    shift = (place - 2) * 0.012 * max(ks)
+    ends = torch.stack([studies.interval(column) for column in values.T], 1)
+    means = values.mean(0)
+    shift = (place - 2) * 0.008 * max(ks)
     axis.errorbar(
         [k + shift for k in ks],
-        values.mean(0),
-        spread,
+        means,
+        (ends - means).abs(),
         color=ROLE[ROLES[name]],
         marker=MARKERS[place],
         linestyle=DASHES[place] if line else "none",
@@ -108,14 +109,14 @@ def example(study: Study, found: Example) -> Figure:
     target, train = study.setting.targets, study.setting.train
     is_drawn = study.setting.name in LICENSED
     show(axes[0], target.x[found.target], found.target, study.names[found.label], is_drawn)
-    axes[0].set_title(f"target {found.target}", loc="center")
     for axis in axes[1:]:
         axis.set_axis_off()
     for axis, row in zip(axes[1:], found.removed.tolist(), strict=False):
         axis.set_axis_on()
         show(axis, train.x[row], row, study.names[int(train.y[row])], is_drawn)
     n_shown = min(N_REMOVED, len(found.removed))
-    axes[1].set_title(f"the first {n_shown} of {len(found.removed)} rows removed")
+    words = f"target {found.target}, and the first {n_shown} of {len(found.removed)} rows removed"
+    left.suptitle(words, fontsize=7, x=0.02, ha="left")
     _probabilities(right.add_subplot(), study, found)
     return fig
 
@@ -202,11 +203,10 @@ def one_target(study: Study, removals: Removals, method: str, place: int) -> Fig
     order = tau.argsort(descending=True)
     rows = [*order[:N_SHOWN].tolist(), *order.flip(0)[:N_SHOWN].tolist()]
     show(axes[0], targets.x[t], t, study.names[int(targets.y[t])])
-    axes[0].set_title(f"target {t}", loc="center")
     for axis, row in zip(axes[1:], rows, strict=True):
         show(axis, train.x[row], row, f"{study.names[int(train.y[row])]}: {tau[row].item():+.2g}")
-    axes[1].set_title("highest")
-    axes[1 + N_SHOWN].set_title("lowest")
+    words = f"target {t}, its rows of highest score (above) and lowest, by {method}"
+    left.suptitle(words, fontsize=7, x=0.02, ha="left")
     axis = right.add_subplot()
     for k, (name, margins) in enumerate(removals.highest.items()):
         means = torch.cat([study.margins[place][None], margins[:, place].mean(-1)])
@@ -214,7 +214,7 @@ def one_target(study: Study, removals: Removals, method: str, place: int) -> Fig
         axis.plot((0, *study.ks), means, label=name, **look)
     axis.axhline(0, color="black", linestyle=":", linewidth=1)
     axis.set(xlabel="rows removed", ylabel="margin", title="support curve")
-    axis.legend(fontsize=5)
+    right.legend(loc="outside lower center", ncols=2, fontsize=5)
     return fig
 
 

@@ -5,7 +5,7 @@ networks that notebook 43 trains. All other methods name rows for the same targe
 are trained on what is left.
 
 Public names: `prepare`, `Study`, `remove`, `Removals`, `counterfactuals`, `Group`, `agreement`,
-`wrong_at`, `least_difference`, `supports`, `example`, `Example`.
+`wrong_at`, `share_wrong`, `interval`, `least_difference`, `supports`, `example`, `Example`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Removals:
     """Margins of the chosen targets from networks trained without some rows."""
 
     highest: Mapping[str, Tensor]  # method -> [K, Q, R], without the target's highest rows
-    lowest: Tensor  # without the datamodel's lowest rows, [K, Q, R]
+    lowest: Tensor  # without the datamodel's `k_lowest` lowest rows, [1, Q, R]
+    k_lowest: int  # the middle one of the numbers of rows
     random: Tensor  # without random rows, the same for all targets, [K, S, Q, R]
     by_class: Tensor  # without random rows of one class, [K, C, Q, R]
     random_rows: Tensor  # which were removed: bool [K, S, n]
@@ -160,16 +161,25 @@ def remove(study: Study, n_random: int, progress: Progress | None = None) -> Rem
     """
     setting, repeats, seed = study.setting, study.repeats, study.seed
     n, q = len(setting.train), len(study.targets)
-    asked = [*study.scores.values(), -study.scores["datamodel"]]
     found = brittleness.margins_without(  # one call, so that stacks are full
         setting,
-        torch.cat([s.double() for s in asked], 1),
-        study.targets * len(asked),
+        torch.cat([s.double() for s in study.scores.values()], 1),
+        study.targets * len(study.scores),
         study.ks,
         repeats=repeats,
         seed=seed,
         progress=progress,
     ).split(q, 1)
+    k_lowest = study.ks[len(study.ks) // 2]
+    lowest = brittleness.margins_without(
+        setting,
+        -study.scores["datamodel"],
+        study.targets,
+        [k_lowest],
+        repeats=repeats,
+        seed=seed,
+        progress=progress,
+    )
     generator = torch.Generator().manual_seed(seed)
     classes = setting.train.y.unique().tolist()
     gone_random, gone_class, margins = [], [], []
@@ -189,8 +199,9 @@ def remove(study: Study, n_random: int, progress: Progress | None = None) -> Rem
         gone_class.append(_indicator(gone[n_random:], n))
     all_margins = torch.stack(margins)
     return Removals(
-        dict(zip(study.scores, found[:-1], strict=True)),
-        found[-1],
+        dict(zip(study.scores, found, strict=True)),
+        lowest,
+        k_lowest,
         all_margins[:, :n_random],
         all_margins[:, n_random:],
         torch.stack(gone_random),
@@ -208,7 +219,8 @@ def counterfactuals(study: Study, removals: Removals) -> list[Group]:
     order = tau.argsort(dim=0, descending=True, stable=True)  # as `margins_without` removes
     back = (-tau).argsort(dim=0, descending=True, stable=True)
     top, bottom = (
-        torch.stack([-tau.gather(0, rows[:k]).sum(0) for k in study.ks]) for rows in (order, back)
+        torch.stack([-tau.gather(0, rows[:k]).sum(0) for k in ks])
+        for rows, ks in ((order, study.ks), (back, [removals.k_lowest]))
     )
     random, by_class = (
         -(gone.flatten(0, 1).double() @ tau) for gone in (removals.random_rows, removals.class_rows)
@@ -280,11 +292,18 @@ def supports(study: Study, removals: Removals) -> dict[str, Tensor]:
     return {**found, RANDOM: brittleness.data_support(margins, repeated, study.ks)}
 
 
-def share_wrong(wrong: Tensor, *, seed: int = 0) -> tuple[float, float]:
-    """Mean of `[Q]` and half its 95% interval over targets."""
+def interval(values: Tensor, *, seed: int = 0) -> Tensor:
+    """The 95% interval `[2]` of the mean of `[Q]` over targets."""
     generator = torch.Generator().manual_seed(seed)
-    pick = torch.randint(len(wrong), (N_DRAWS, len(wrong)), generator=generator)
-    return wrong.mean().item(), _half(wrong.double()[pick].mean(1))
+    pick = torch.randint(len(values), (N_DRAWS, len(values)), generator=generator)
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    return values.double()[pick].mean(1).quantile(ends)
+
+
+def share_wrong(wrong: Tensor) -> tuple[float, float]:
+    """Mean of `[Q]` and half its 95% interval over targets."""
+    low, high = interval(wrong).tolist()
+    return wrong.mean().item(), (high - low) / 2
 
 
 def example(study: Study, removals: Removals) -> Example:

@@ -8,6 +8,9 @@ Document 4, applications of datamodels; specification section 3.4. Digits are la
 * a side: half of the images of one pair, in training and test set alike, stand a little to the
   left (`STEP`). A network can use that, unless it is trained on every image in several places.
 
+The first targets are drawn as the training rows are. Of further ones half stand aside whatever
+their pair: there algorithms differ that are alike on the first.
+
 The second algorithm is the first on five versions of each image (in place and a step to each
 side), for a fifth of the epochs: shift augmentation with the versions listed, as many steps.
 
@@ -48,6 +51,7 @@ class Planted:
     originals: Tensor  # the targets that they copy, [c]
     aside: Tensor  # training rows that stand aside, bool [n]
     targets_aside: Tensor  # bool [T]
+    n_drawn: int  # targets, the first ones, that are drawn as the training rows are
     step: int  # pixels
     noise: float  # sd in the copies, the range of a pixel being 1
 
@@ -57,8 +61,8 @@ class Planted:
         return tuple(f"{a} or {b}" for a, b in PAIRS)
 
     def of_pairs(self) -> Tensor:
-        """Whether training row i is the copy of target t, bool `[n, T]`."""
-        found = torch.zeros(len(self.plain.train), len(self.plain.targets), dtype=torch.bool)
+        """Whether training row i is the copy of target t, bool `[n, n_drawn]`."""
+        found = torch.zeros(len(self.plain.train), self.n_drawn, dtype=torch.bool)
         found[self.copies, self.originals] = True
         return found
 
@@ -71,6 +75,7 @@ def plant(
     name: str,
     train: Split,
     targets: Split,
+    others: Split,
     *,
     n_copies: int,
     noise: float,
@@ -84,8 +89,9 @@ def plant(
     Args:
         name: of the settings.
         train: images `[n - c, h, h]` and digits; copies are added to them.
-        targets: `[T, h, h]`.
-        n_copies: c, each of another target.
+        targets: `[T, h, h]`, drawn as the training images are.
+        others: further targets, of which half will stand aside, `[T', h, h]`.
+        n_copies: c, each of another of the first targets.
         noise: sd of what is added to each pixel of a copy; it then stays in the range of pixels.
         step: pixels by which half of the pair `SIDE` stands to the left.
         hidden: widths of the hidden layers.
@@ -97,18 +103,20 @@ def plant(
             not divide.
     """
     side = train.x.shape[-1]
-    if train.x.shape[1:] != (side, side) or targets.x.shape[1:] != (side, side):
-        raise ValueError(
-            f"want square images [n, h, h], got {list(train.x.shape)} and {list(targets.x.shape)}"
-        )
+    if any(part.x.shape[1:] != (side, side) for part in (train, targets, others)):
+        shapes = ", ".join(str(list(part.x.shape)) for part in (train, targets, others))
+        raise ValueError(f"want square images [n, h, h] of one size, got {shapes}")
     if not 1 <= n_copies <= len(targets) or not 0 < step < side or recipe.epochs % len(SIDES):
         raise ValueError(
             f"want 1 to {len(targets)} copies, a step of 1 to {side - 1} pixels and epochs that "
             f"{len(SIDES)} divides, got {n_copies}, {step} and {recipe.epochs}"
         )
     generator = torch.Generator().manual_seed(seed)
-    x, aside = _set_aside(train, step, generator)
-    target_x, targets_aside = _set_aside(targets, step, generator)
+    x, aside = _set_aside(train, pair_of(train.y) == SIDE, step, generator)
+    target_x, drawn_aside = _set_aside(targets, pair_of(targets.y) == SIDE, step, generator)
+    other_x, others_aside = _set_aside(
+        others, torch.ones(len(others), dtype=torch.bool), step, generator
+    )
     originals = torch.randperm(len(targets), generator=generator)[:n_copies]
     low, high = x.min().item(), x.max().item()
     dirt = noise * (high - low) * torch.randn(n_copies, side, side, generator=generator)
@@ -116,7 +124,8 @@ def plant(
     found = torch.cat([train.y, targets.y[originals]])
     rows = Split(x.flatten(1), pair_of(found))
     spec: Mapping[str, object] = {"widths": (side * side, *hidden, len(PAIRS))}
-    judged = Split(target_x.flatten(1), pair_of(targets.y))
+    target_digits = torch.cat([targets.y, others.y])
+    judged = Split(torch.cat([target_x, other_x]).flatten(1), pair_of(target_digits))
     plain = Setting(name, "mlp", spec, recipe, rows, judged)
     all_versions = Split(versions(x, step).flatten(0, 1).flatten(1), rows.y.repeat_interleave(5))
     short = replace(recipe, epochs=recipe.epochs // len(SIDES))
@@ -124,24 +133,28 @@ def plant(
         plain,
         Setting(f"{name}, shifted", "mlp", spec, short, all_versions, judged),
         found,
-        targets.y,
+        target_digits,
         torch.arange(len(train), len(x)),
         originals,
-        torch.cat([aside, targets_aside[originals]]),
-        targets_aside,
+        torch.cat([aside, drawn_aside[originals]]),
+        torch.cat([drawn_aside, others_aside]),
+        len(targets),
         step,
         noise,
     )
 
 
-def planted_digits(n: int, n_targets: int, n_copies: int, seed: int = 0) -> Planted:
+def planted_digits(n: int, n_targets: int, n_others: int, n_copies: int, seed: int = 0) -> Planted:
     """PLANTED-DIGITS: n rows of scikit-learn's digits, the network and recipe of DIGITS-MLP."""
     data = digits.load(seed=0)
-    pool = Split(torch.cat([data.probe.x, data.test.x]), torch.cat([data.probe.y, data.test.y]))
+    rows, first, second = (
+        Split(part.x.unflatten(1, (8, 8)), part.y) for part in (data.train, data.probe, data.test)
+    )
     return plant(
         "planted-digits",
-        _first(Split(data.train.x.unflatten(1, (8, 8)), data.train.y), n - n_copies),
-        _first(Split(pool.x.unflatten(1, (8, 8)), pool.y), n_targets),
+        _first(rows, n - n_copies),
+        _first(first, n_targets),
+        _first(second, n_others),
         n_copies=n_copies,
         noise=0.1,
         step=1,
@@ -152,7 +165,12 @@ def planted_digits(n: int, n_targets: int, n_copies: int, seed: int = 0) -> Plan
 
 
 def planted_mnist(
-    n: int, n_targets: int, n_copies: int, seed: int = 0, root: Path | None = None
+    n: int,
+    n_targets: int,
+    n_others: int,
+    n_copies: int,
+    seed: int = 0,
+    root: Path | None = None,
 ) -> Planted:
     """PLANTED-MNIST: the same with MNIST's images, 2x2 pixels averaged, and two pixels aside."""
     data = mnist.load(root)
@@ -160,11 +178,13 @@ def planted_mnist(
     def seen(x: Tensor) -> Tensor:
         return F.avg_pool2d(x[:, None].float() / 255, 2)[:, 0] - 0.3  # the digits' range
 
-    few, many = (_first(s, k) for s, k in ((data.test, n_targets), (data.train, n - n_copies)))
+    few, many = _first(data.test, n_targets + n_others), _first(data.train, n - n_copies)
+    x = seen(few.x)
     return plant(
         "planted-mnist",
         Split(seen(many.x), many.y),
-        Split(seen(few.x), few.y),
+        Split(x[:n_targets], few.y[:n_targets]),
+        Split(x[n_targets:], few.y[n_targets:]),
         n_copies=n_copies,
         noise=0.1,
         step=2,
@@ -198,10 +218,12 @@ def pair_of(found: Tensor) -> Tensor:
     return table[found]
 
 
-def _set_aside(images: Split, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images of which half of the pair `SIDE` stands to the left, and which they are."""
-    of_pair = (pair_of(images.y) == SIDE).nonzero()[:, 0]
-    some = of_pair[torch.randperm(len(of_pair), generator=generator)[: len(of_pair) // 2]]
+def _set_aside(
+    images: Split, among: Tensor, step: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Images of which half of those `among` stand to the left, and which they are."""
+    rows = among.nonzero()[:, 0]
+    some = rows[torch.randperm(len(rows), generator=generator)[: len(rows) // 2]]
     aside = torch.zeros(len(images), dtype=torch.bool)
     aside[some] = True
     moved = shift(images.x, 0, LEFT * step)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lib import figures
-from lib.attribution import embedding
+from lib.attribution import embedding, metrics
 from lib.attribution.application_pictures import show
 from lib.attribution.planted import PAIRS, SIDE
 from lib.attribution.planted_studies import Cluster, Difference, Leakage, Study
@@ -38,13 +39,13 @@ N_ROWS = 12  # training rows along the direction between algorithms
 WHAT = ("as they are", "to the planted side", "to the other side")
 
 
-def leaks(study: Study, found: Mapping[str, Leakage]) -> Figure:
-    """Left: precision along each list; right: the first pairs of the datamodel's."""
+def leaks(study: Study, found: Mapping[str, Leakage], growth: Mapping[int, Leakage]) -> Figure:
+    """Left: precision along each list; middle: by number of networks; right: the first pairs."""
     import matplotlib.pyplot as plt
 
-    fig = plt.figure(figsize=(figures.TWO_COLUMN, 2.8))
-    left, right = fig.subfigures(1, 2, width_ratios=(1, 1.35), squeeze=False)[0]
-    axis = left.add_subplot()
+    fig = plt.figure(figsize=(figures.TWO_COLUMN, 2.9))
+    parts = fig.subfigures(1, 3, width_ratios=(1, 0.95, 1.1), squeeze=False)[0]
+    axis = parts[0].add_subplot()
     for k, (name, one) in enumerate(found.items()):
         ranks = range(1, len(one.found) + 1)
         color, line = ROLE[ROLES[name]], DASHES[k]
@@ -58,9 +59,29 @@ def leaks(study: Study, found: Mapping[str, Leakage]) -> Figure:
         ylim=(-0.03, 1.03),
     )
     axis.set_xticks([1, 10, 100], ["1", "10", "100"])
-    fig.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    _pairs(right, study, found["datamodel"])
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    _growth(parts[1].add_subplot(), growth)
+    _pairs(parts[2], study, found["datamodel"])
     return fig
+
+
+def _growth(axis: Axes, growth: Mapping[int, Leakage]) -> None:
+    """What more networks buy: AUC, recall, and copies that come first for their target."""
+    from matplotlib.ticker import NullLocator
+
+    sizes = list(growth)
+    lines = (
+        ("AUC", [g.auc[0] for g in growth.values()]),
+        ("first of its target", [g.first for g in growth.values()]),
+        ("recall", [g.recall[0] for g in growth.values()]),
+    )
+    for k, (name, values) in enumerate(lines):
+        look = {"color": ROLE["main"], "marker": MARKERS[k], "linestyle": DASHES[k]}
+        axis.plot(sizes, values, **look)
+        axis.annotate(name, (sizes[0], values[0]), (0, 5), textcoords="offset points", fontsize=6)
+    axis.set(xscale="log", ylim=(-0.03, 1.1), xlabel="networks", ylabel="datamodel: share, AUC")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xticks(sizes, [f"{m:,}" for m in sizes])
 
 
 def _pairs(figure: SubFigure, study: Study, found: Leakage) -> None:
@@ -74,7 +95,8 @@ def _pairs(figure: SubFigure, study: Study, found: Leakage) -> None:
         show(above, plain.train.x[row], row, "", is_drawn)
         word = "copy" if found.found[k] else "no copy"
         show(below, plain.targets.x[target], target, word, is_drawn)
-    axes[0][0].set_title("datamodel's first pairs: training row, target below", fontsize=7)
+    words = "datamodel's first pairs: row, target below"
+    axes[0][0].set_title(words, fontsize=7).set_in_layout(False)
 
 
 def leak_rows(found: Mapping[str, Leakage]) -> list[dict[str, object]]:
@@ -96,12 +118,13 @@ def space(study: Study) -> Figure:
 
     fig = plt.figure(figsize=(figures.TWO_COLUMN, 3.1))
     left, right = fig.subfigures(1, 2, width_ratios=(1, 1.1), squeeze=False)[0]
-    planted = study.planted
-    found = embedding.components(study.datamodel.T, N_COMPONENTS)
+    planted, targets = study.planted, study.drawn
+    drawn_digits = planted.target_digits[: planted.n_drawn]
+    found = embedding.components(F.normalize(study.datamodel.T, dim=1), N_COMPONENTS)
     axis = left.add_subplot()
     for pair, (digits, role) in enumerate(zip(PAIRS, PAIR_ROLES, strict=True)):
         for digit, marker in zip(digits, ("o", "x"), strict=True):
-            mine = planted.target_digits == digit
+            mine = drawn_digits == digit
             axis.scatter(
                 *found.places[mine, :2].T,
                 s=14 if marker == "x" else 9,
@@ -109,13 +132,12 @@ def space(study: Study) -> Figure:
                 color=ROLE[role],
                 linewidth=0.8 if marker == "x" else 0,
                 alpha=0.8,
-                label=f"{digit} ({planted.names[pair]})",
+                label=f"{digit}, labelled {planted.names[pair]}",
             )
     a, b = (f"{share:.0%}" for share in found.shares[:2])
     axis.set(xlabel=f"first component ({a} of variance)", ylabel=f"second component ({b})")
-    left.legend(loc="outside upper center", ncols=3, fontsize=6, handletextpad=0.1)
+    left.legend(loc="outside upper center", ncols=2, fontsize=6, handletextpad=0.1)
     axes = right.subplots(N_COMPONENTS, 2 * N_EXTREME)
-    targets = planted.plain.targets
     for k in range(N_COMPONENTS):
         order = found.places[:, k].argsort().tolist()
         ends = [*order[:N_EXTREME], *order[-N_EXTREME:]]
@@ -123,8 +145,8 @@ def space(study: Study) -> Figure:
             word = str(int(planted.target_digits[t]))
             show(axis, targets.x[t], t, word, planted.plain.name in LICENSED)
         axes[k][0].set_ylabel(f"{k + 1}", rotation=0, ha="right", va="center")
-    axes[0][0].set_title("lowest on component 1 to 4", fontsize=7)
-    axes[0][N_EXTREME].set_title("highest", fontsize=7)
+    for place, words in ((0, "lowest on components 1 to 4"), (N_EXTREME, "highest")):
+        axes[0][place].set_title(words, fontsize=7).set_in_layout(False)
     return fig
 
 
@@ -201,6 +223,32 @@ def difference(study: Study, main: Difference, null: Difference) -> Figure:
     right.set(xlabel="weight in the first direction", ylabel="density", title="training rows")
     right.legend(loc="upper right")
     return fig
+
+
+def comparison_rows(
+    study: Study, found: Mapping[str, tuple[Difference, Difference]]
+) -> list[dict[str, object]]:
+    """Two algorithms and the null, at targets of which half stand aside and at those as drawn.
+
+    Args:
+        found: what is compared -> at the former, at the latter.
+    """
+    rows: list[dict[str, object]] = []
+    for name, pair in found.items():
+        for where, one in zip(("half aside", "as drawn"), pair, strict=True):
+            weight = oriented(study, one)
+            rows.append(
+                {
+                    "compared": name,
+                    "targets": where,
+                    "ratio of first direction": one.ratio(),
+                    "cosine of the halves' directions": one.agreement,
+                    "AUC of rows that stand aside": metrics.mislabel_auc(
+                        weight, study.planted.aside
+                    ),
+                }
+            )
+    return rows
 
 
 def transformation(study: Study, main: Difference, shares: Tensor) -> Figure:

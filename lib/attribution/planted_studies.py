@@ -5,13 +5,13 @@ Two groups of networks of the first algorithm are trained, on separate subsets, 
 the second algorithm on the second group's subsets: the groups of one algorithm are the null of the
 comparison. Leakage and clusters use both groups together.
 
-Public names: `prepare`, `Study`, `leakage`, `Leakage`, `clusters`, `Cluster`, `similarities`,
-`compare`, `Difference`, `turned`.
+Public names: `prepare`, `Study`, `leakage`, `find`, `Leakage`, `growth`, `copies`, `clusters`, `Cluster`,
+`similarities`, `compare`, `Difference`, `turned`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +31,16 @@ from lib.attribution.planted import (
     shift,
 )
 from lib.config import Run
+from lib.data.base import Split
 from lib.training.loop import Progress
 
 Sizes = Mapping[str, int]
 PLANTED: dict[str, Callable[[Run, Sizes], Planted]] = {
-    "digits": lambda run, s: planted_digits(s["n"], s["n_targets"], s["n_copies"], run.seed),
+    "digits": lambda run, s: planted_digits(
+        s["n"], s["n_targets"], s["n_others"], s["n_copies"], run.seed
+    ),
     "mnist": lambda run, s: planted_mnist(
-        s["n"], s["n_targets"], s["n_copies"], run.seed, run.data_root
+        s["n"], s["n_targets"], s["n_others"], s["n_copies"], run.seed, run.data_root
     ),
 }
 N_DRAWS = 1000
@@ -51,9 +54,9 @@ class Study:
 
     planted: Planted
     subsets: Tensor  # of the first algorithm, [2m, n/2]
-    outputs: Tensor  # [2m, T]
-    second: Tensor  # of the second algorithm on the last m subsets, [m, T]
-    datamodel: Tensor  # LASSO on all of the first algorithm, [n, T]
+    outputs: Tensor  # [2m, T + T'], of all targets
+    second: Tensor  # of the second algorithm on the last m subsets, [m, T + T']
+    datamodel: Tensor  # LASSO on all of the first algorithm, of the drawn targets, [n, T]
     trak: Tensor  # [n, T]
     networks: tuple[list[nn.Module], list[nn.Module]]  # on all rows, of both algorithms
 
@@ -61,6 +64,12 @@ class Study:
     def m(self) -> int:
         """Networks in a group."""
         return len(self.second)
+
+    @property
+    def drawn(self) -> Split:
+        """The targets that are drawn as the training rows are."""
+        targets, n = self.planted.plain.targets, self.planted.n_drawn
+        return Split(targets.x[:n], targets.y[:n])
 
     @property
     def groups(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -97,8 +106,13 @@ class Cluster:
     method: str
     pair: int
     rand: float
-    interval: float  # half of the 95% interval over targets, the clusters as they are
+    ends: tuple[float, float]  # of the 95% interval over targets, the clusters as they are
     chance: float  # 95th percentile of clusters dealt out at random
+
+    @property
+    def measured(self) -> tuple[float, float]:
+        """The index and half its interval."""
+        return self.rand, (self.ends[1] - self.ends[0]) / 2
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,10 @@ class Difference:
         a, b = (half.directions[:, 0] for half in self.halves)
         return (a @ b).abs().item()
 
+    def weight_on(self, rows: Tensor) -> float:
+        """Share of the squared first direction that lies on some rows, bool `[n]`."""
+        return self.direction.square()[rows].sum().item()
+
     def ratio(self, *, seed: int = 0) -> tuple[float, float]:
         """Share of the first direction, first group over second, and half its 95% interval.
 
@@ -157,9 +175,10 @@ def prepare(run: Run, progress: Progress | None = None) -> Study:
         for setting in (plain, planted.shifted)
     )
     outputs = both.outputs[:, 0]
-    rows, targets = (plain.train.x, plain.train.y), (plain.targets.x, plain.targets.y)
+    n = planted.n_drawn
+    rows, targets = (plain.train.x, plain.train.y), (plain.targets.x[:n], plain.targets.y[:n])
     scores = trak.trak(halves, rows, targets, k=K, ridge=RIDGE, seed=run.seed)
-    model = datamodels.fit_lasso(both.subsets, outputs, len(plain.train))
+    model = datamodels.fit_lasso(both.subsets, outputs[:, :n], len(plain.train))
     return Study(
         planted,
         both.subsets,
@@ -174,7 +193,7 @@ def prepare(run: Run, progress: Progress | None = None) -> Study:
 def leakage(study: Study, *, n_ranks: int = 100, seed: int = 0) -> dict[str, Leakage]:
     """Every method's list of pairs: datamodel, TRAK, similarity of features and pixels, chance."""
     planted = study.planted
-    x, target_x = planted.plain.train.x, planted.plain.targets.x
+    x, target_x = planted.plain.train.x, study.drawn.x
     low = x.min()  # ink is what is above the background
     chance = torch.randn(study.trak.shape, generator=torch.Generator().manual_seed(seed))
     scale = study.datamodel.square().mean(0).sqrt().clamp(min=1e-12)
@@ -188,6 +207,24 @@ def leakage(study: Study, *, n_ranks: int = 100, seed: int = 0) -> dict[str, Lea
     }
     pairs = planted.of_pairs()
     return {name: find(name, score, pairs, n_ranks=n_ranks) for name, score in scores.items()}
+
+
+def growth(study: Study, sizes: Sequence[int]) -> dict[int, Leakage]:
+    """How the datamodel of the first m networks finds the copies, for each m of `sizes`."""
+    n, pairs = len(study.planted.plain.train), study.planted.of_pairs()
+    found = {}
+    for m in sizes:
+        outputs = study.outputs[:m, : study.planted.n_drawn]
+        model = datamodels.fit_lasso(study.subsets[:m], outputs, n)
+        found[m] = find("datamodel", model.tau, pairs)
+    return found
+
+
+def copies(study: Study) -> tuple[Tensor, Tensor]:
+    """Of each planted copy its weight, and the mean margin of its target over subsets, `[c]`."""
+    planted = study.planted
+    margins = study.outputs.double().mean(0)[planted.originals]
+    return study.datamodel[planted.copies, planted.originals], margins
 
 
 def find(method: str, scores: Tensor, planted: Tensor, *, n_ranks: int = 100) -> Leakage:
@@ -230,7 +267,7 @@ def find(method: str, scores: Tensor, planted: Tensor, *, n_ranks: int = 100) ->
 
 def similarities(study: Study) -> dict[str, Tensor]:
     """Similarities of targets `[T, T]` by datamodel, TRAK, features and pixels."""
-    x = study.planted.plain.targets.x
+    x = study.drawn.x
     ink = F.normalize(x - study.planted.plain.train.x.min(), dim=1)
     return {
         "datamodel": embedding.cosines(study.datamodel.T),
@@ -246,24 +283,32 @@ def clusters(study: Study, *, seed: int = 0) -> list[Cluster]:
     found = []
     for method, similarity in similarities(study).items():
         for pair in range(len(PAIRS)):
-            members = (planted.plain.targets.y == pair).nonzero()[:, 0]
+            members = (study.drawn.y == pair).nonzero()[:, 0]
             split = embedding.spectral_clusters(similarity[members][:, members])
             found.append(_judged(method, pair, split, planted.target_digits[members], seed))
     return found
 
 
-def compare(study: Study, first: str = "one", second: str = "two") -> Difference:
+def compare(
+    study: Study, first: str = "one", second: str = "two", *, as_drawn: bool = False
+) -> Difference:
     """Residual directions between two groups of networks.
 
     Ridge datamodels of half of each group give directions, those of the other half the shares; then
     the halves change places.
+
+    Args:
+        first, second: of `Study.groups`.
+        as_drawn: look at the targets that are drawn as the training rows are; else at the others,
+            of which half stand aside.
     """
-    n, groups = len(study.planted.plain.train), study.groups
+    n, groups, n_drawn = len(study.planted.plain.train), study.groups, study.planted.n_drawn
+    columns = slice(0, n_drawn) if as_drawn else slice(n_drawn, None)
     half = study.m // 2
     rows = []
     for part in (slice(0, half), slice(half, 2 * half)):
         fits = [
-            datamodels.fit_ridge(groups[name][0][part], groups[name][1][part], n)
+            datamodels.fit_ridge(groups[name][0][part], groups[name][1][part, columns], n)
             for name in (first, second)
         ]
         rows.append((fits[0].tau.T, fits[1].tau.T))
@@ -283,9 +328,8 @@ def turned(study: Study) -> Tensor:
     each of R networks trained on all rows.
     """
     planted = study.planted
-    height = round(planted.plain.targets.x.shape[1] ** 0.5)
-    others = planted.plain.targets.y != SIDE
-    images = planted.plain.targets.x[others].unflatten(1, (height, height))
+    height = round(study.drawn.x.shape[1] ** 0.5)
+    images = study.drawn.x[study.drawn.y != SIDE].unflatten(1, (height, height))
     moved = [shift(images, 0, side * planted.step) for side in (0, LEFT, RIGHT)]
     return torch.tensor(
         [
@@ -314,14 +358,14 @@ def _features(study: Study, a: Tensor, b: Tensor) -> Tensor:
 
 def _judged(method: str, pair: int, split: Tensor, digits: Tensor, seed: int) -> Cluster:
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(split), (200, len(split)), generator=generator)
-    resampled = [embedding.rand_index(split[pick], digits[pick]) for pick in drawn]
+    pick = torch.randint(len(split), (N_DRAWS, len(split)), generator=generator)
+    is_second = (digits == PAIRS[pair][1]).long()
     return Cluster(
         method,
         pair,
-        embedding.rand_index(split, digits),
-        _half(torch.tensor(resampled, dtype=torch.float64)),
-        embedding.chance_rand(split, digits, seed=seed),
+        embedding.rand_index(split, is_second).item(),
+        _ends(embedding.rand_index(split[pick], is_second[pick])),
+        embedding.chance_rand(split, is_second, seed=seed),
     )
 
 
@@ -331,7 +375,12 @@ def _resampled(values: Tensor, *, seed: int = 0) -> Tensor:
     return values[pick].mean(1)
 
 
-def _half(values: Tensor) -> float:
-    """Half of the 95% interval of resampled values."""
+def _ends(values: Tensor) -> tuple[float, float]:
+    """The 95% interval of resampled values."""
     low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high
+
+
+def _half(values: Tensor) -> float:
+    low, high = _ends(values)
     return (high - low) / 2
