@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib import figures
-from lib.attribution import embedding, metrics
+from lib.attribution import embedding
 from lib.attribution.application_pictures import show
 from lib.attribution.planted import PAIRS, SIDE
 from lib.attribution.planted_studies import Cluster, Difference, Leakage, Study
@@ -32,11 +32,30 @@ ROLES = {
     "random": "random",
 }
 PAIR_ROLES = ("main", "second", "third", "fourth", "fifth")
-N_PAIRS = 12  # of the list of leaked pairs
+N_PAIRS = 10  # of the list of leaked pairs
 N_EXTREME = 4  # targets at either end of a component
 N_COMPONENTS = 4
+N_HIDDEN = 10  # columns of the figure of what is planted
 N_ROWS = 12  # training rows along the direction between algorithms
 WHAT = ("as they are", "to the planted side", "to the other side")
+
+
+def hidden(study: Study) -> Figure:
+    """What is planted: copies above their originals, and images aside above others in place."""
+    planted = study.planted
+    fig, axes = figures.panels(2, N_HIDDEN, height=0.75)
+    train, targets, side = planted.plain.train, planted.plain.targets, N_HIDDEN // 2
+    is_drawn = planted.plain.name in LICENSED
+    in_place = (train.y == SIDE) & ~planted.aside
+    for k in range(side):
+        row, target = int(planted.copies[k]), int(planted.originals[k])
+        show(axes[k], train.x[row], row, "copy", is_drawn)
+        show(axes[N_HIDDEN + k], targets.x[target], target, "test image", is_drawn)
+        for line, rows, word in ((0, planted.aside, "aside"), (1, in_place, "in place")):
+            row = int(rows.nonzero()[k])
+            words = f"{int(planted.digits[row])}, {word}"
+            show(axes[line * N_HIDDEN + side + k], train.x[row], row, words, is_drawn)
+    return fig
 
 
 def leaks(study: Study, found: Mapping[str, Leakage], growth: Mapping[int, Leakage]) -> Figure:
@@ -72,20 +91,21 @@ def _growth(axis: Axes, growth: Mapping[int, Leakage]) -> None:
     sizes = list(growth)
     lines = (
         ("AUC", [g.auc[0] for g in growth.values()]),
-        ("first of its target", [g.first for g in growth.values()]),
+        ("copies first of target", [g.first for g in growth.values()]),
         ("recall", [g.recall[0] for g in growth.values()]),
     )
     for k, (name, values) in enumerate(lines):
-        look = {"color": ROLE["main"], "marker": MARKERS[k], "linestyle": DASHES[k]}
-        axis.plot(sizes, values, **look)
-        axis.annotate(name, (sizes[0], values[0]), (0, 5), textcoords="offset points", fontsize=6)
-    axis.set(xscale="log", ylim=(-0.03, 1.1), xlabel="networks", ylabel="datamodel: share, AUC")
+        color, marker, line = ROLE["main"], MARKERS[k], DASHES[k]
+        axis.plot(sizes, values, color=color, marker=marker, linestyle=line, label=name)
+    axis.set(xscale="log", ylim=(-0.03, 1.45), xlabel="networks", ylabel="datamodel")
+    axis.set_yticks([0, 0.5, 1])
+    axis.legend(loc="upper left", fontsize=6)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xticks(sizes, [f"{m:,}" for m in sizes])
 
 
 def _pairs(figure: SubFigure, study: Study, found: Leakage) -> None:
-    """Training rows above their targets, six pairs a line."""
+    """Training rows above their targets, two lines of pairs."""
     columns = N_PAIRS // 2
     axes = figure.subplots(4, columns)
     plain = study.planted.plain
@@ -93,10 +113,9 @@ def _pairs(figure: SubFigure, study: Study, found: Leakage) -> None:
     for k, (row, target) in enumerate(found.pairs[:N_PAIRS].tolist()):
         above, below = (axes[2 * (k // columns) + j][k % columns] for j in (0, 1))
         show(above, plain.train.x[row], row, "", is_drawn)
-        word = "copy" if found.found[k] else "no copy"
+        word = "copy" if found.found[k] else "other"
         show(below, plain.targets.x[target], target, word, is_drawn)
-    words = "datamodel's first pairs: row, target below"
-    axes[0][0].set_title(words, fontsize=7).set_in_layout(False)
+    figure.suptitle("datamodel's first pairs (target below)", fontsize=7, x=0.02, ha="left")
 
 
 def leak_rows(found: Mapping[str, Leakage]) -> list[dict[str, object]]:
@@ -145,8 +164,8 @@ def space(study: Study) -> Figure:
             word = str(int(planted.target_digits[t]))
             show(axis, targets.x[t], t, word, planted.plain.name in LICENSED)
         axes[k][0].set_ylabel(f"{k + 1}", rotation=0, ha="right", va="center")
-    for place, words in ((0, "lowest on components 1 to 4"), (N_EXTREME, "highest")):
-        axes[0][place].set_title(words, fontsize=7).set_in_layout(False)
+    words = f"the {N_EXTREME} lowest targets on components 1 to {N_COMPONENTS}, and the highest"
+    right.suptitle(words, fontsize=7, x=0.05, ha="left")
     return fig
 
 
@@ -157,10 +176,12 @@ def clusters(study: Study, found: Sequence[Cluster]) -> Figure:
     for k, method in enumerate(methods):
         mine = [c for c in found if c.method == method]
         places = [c.pair + (k - 1.5) * 0.14 for c in mine]
+        middle = torch.tensor([c.rand for c in mine])
+        ends = torch.tensor([c.ends for c in mine]).T
         axis.errorbar(
             places,
-            [c.rand for c in mine],
-            [c.interval for c in mine],
+            middle,
+            (ends - middle).abs(),
             color=ROLE[ROLES[method]],
             marker=MARKERS[k],
             linestyle="none",
@@ -218,9 +239,10 @@ def difference(study: Study, main: Difference, null: Difference) -> Figure:
     )
     ends = weight.min().item(), weight.max().item()
     for name, rows, role in groups:
-        right.hist(weight[rows].tolist(), bins=24, range=ends, density=True, histtype="step",
+        right.hist(weight[rows].tolist(), bins=16, range=ends, density=True, histtype="step",
                    color=ROLE[role], label=name)  # fmt: skip
     right.set(xlabel="weight in the first direction", ylabel="density", title="training rows")
+    right.set_ylim(top=1.5 * right.get_ylim()[1])  # room for the legend
     right.legend(loc="upper right")
     return fig
 
@@ -234,18 +256,17 @@ def comparison_rows(
         found: what is compared -> at the former, at the latter.
     """
     rows: list[dict[str, object]] = []
+    aside = study.planted.aside
+    share = aside.double().mean().item()
     for name, pair in found.items():
         for where, one in zip(("half aside", "as drawn"), pair, strict=True):
-            weight = oriented(study, one)
             rows.append(
                 {
                     "compared": name,
                     "targets": where,
                     "ratio of first direction": one.ratio(),
                     "cosine of the halves' directions": one.agreement,
-                    "AUC of rows that stand aside": metrics.mislabel_auc(
-                        weight, study.planted.aside
-                    ),
+                    f"weight on rows aside ({share:.0%} of rows)": one.weight_on(aside),
                 }
             )
     return rows

@@ -5,8 +5,8 @@ Two groups of networks of the first algorithm are trained, on separate subsets, 
 the second algorithm on the second group's subsets: the groups of one algorithm are the null of the
 comparison. Leakage and clusters use both groups together.
 
-Public names: `prepare`, `Study`, `leakage`, `find`, `Leakage`, `growth`, `copies`, `clusters`, `Cluster`,
-`similarities`, `compare`, `Difference`, `turned`.
+Public names: `prepare`, `Study`, `leakage`, `find`, `Leakage`, `growth`, `copies`, `clusters`,
+`Cluster`, `similarities`, `compare`, `Difference`, `turned`.
 """
 
 from __future__ import annotations

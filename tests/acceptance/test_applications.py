@@ -46,9 +46,7 @@ def test_more_networks_find_copies_better(study: Study):
     assert torch.equal(found[800].pairs, whole.pairs)  # the same datamodel of all networks
 
 
-def test_clusters_by_pixels_split_the_side_where_one_is_planted(study: Study):
-    """The judge of clusters works: where pixels show the digit it is found, chance is not passed
-    by shuffled digits."""
+def test_clusters_by_pixels_show_the_digit_where_pixels_do(study: Study):
     found = planted_studies.clusters(study)
     assert len(found) == 4 * len(PAIRS)
     by_pixels = {c.pair: c for c in found if c.method == "pixels"}
@@ -59,19 +57,6 @@ def test_a_shift_to_the_planted_side_fools_the_network_without_shifts_alone(stud
     shares = planted_studies.turned(study).mean(2)
     as_they_are, planted_side, other_side = shares.T
     assert planted_side[0] > max(as_they_are[0], other_side[0], planted_side[1])
-
-
-def test_an_algorithm_compared_with_itself_on_the_same_networks_has_no_residual(study: Study):
-    with pytest.raises(ValueError, match="no weights|NaN|direction"):
-        # identical rows leave nothing: no direction may be made up out of round-off
-        _identical(study)
-
-
-def _identical(study: Study) -> None:
-    from lib.attribution import embedding
-
-    rows = study.datamodel.T[(study.datamodel != 0).any(0)]
-    embedding.contrast((rows, rows), [(rows, rows)])
 
 
 def test_same_seed_same_study():

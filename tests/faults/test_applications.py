@@ -105,6 +105,17 @@ def test_a_contrast_judged_by_nothing():
         embedding.contrast((ROWS, ROWS.flip(0)), [])
 
 
+def test_an_algorithm_compared_with_itself_on_the_same_networks():
+    """No direction may be made up out of round-off."""
+    with pytest.raises(ValueError, match="same rows for every target, so nothing sets them apart"):
+        embedding.contrast((ROWS, 2 * ROWS), None, 1)
+
+
+def test_labellings_of_different_targets():
+    with pytest.raises(ValueError, match="want two labellings"):
+        embedding.rand_index(torch.zeros(4).long(), torch.zeros(5).long())
+
+
 def test_more_components_than_rows():
     with pytest.raises(ValueError, match="want 1 to 5 components, got 6"):
         embedding.components(ROWS, 6)
