@@ -5,8 +5,8 @@ Two groups of networks of the first algorithm are trained, on separate subsets, 
 the second algorithm on the second group's subsets: the groups of one algorithm are the null of the
 comparison. Leakage and clusters use both groups together.
 
-Public names: `prepare`, `Study`, `leakage`, `find`, `Leakage`, `growth`, `copies`, `clusters`,
-`Cluster`, `similarities`, `compare`, `Difference`, `turned`.
+Public names: `prepare`, `Study`, `leakage`, `find`, `Leakage`, `growth`, `weight_by_margin`,
+`clusters`, `Cluster`, `similarities`, `compare`, `Difference`, `turned`, `turned_more`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import training
-from lib.attribution import baselines, datamodels, embedding, trak, truth
+from lib.attribution import baselines, datamodels, embedding, metrics, trak, truth
 from lib.attribution.planted import (
     LEFT,
     PAIRS,
@@ -220,11 +220,12 @@ def growth(study: Study, sizes: Sequence[int]) -> dict[int, Leakage]:
     return found
 
 
-def copies(study: Study) -> tuple[Tensor, Tensor]:
-    """Of each planted copy its weight, and the mean margin of its target over subsets, `[c]`."""
+def weight_by_margin(study: Study) -> float:
+    """Rank correlation over copies of their weight with the mean margin of their target."""
     planted = study.planted
     margins = study.outputs.double().mean(0)[planted.originals]
-    return study.datamodel[planted.copies, planted.originals], margins
+    weights = study.datamodel[planted.copies, planted.originals]
+    return metrics.spearman(weights[:, None], margins[:, None]).item()
 
 
 def find(method: str, scores: Tensor, planted: Tensor, *, n_ranks: int = 100) -> Leakage:
@@ -344,6 +345,17 @@ def turned(study: Study) -> Tensor:
         ],
         dtype=torch.float64,
     )
+
+
+def turned_more(shares: Tensor) -> tuple[float, float]:
+    """How much more the planted side turns than the other, algorithm one less two; sd over R.
+
+    Args:
+        shares: as `turned` gives them, `[2, 3, R]`.
+    """
+    more = shares[:, 1] - shares[:, 2]
+    gap = more[0] - more[1]
+    return gap.mean().item(), gap.std().item()
 
 
 def _features(study: Study, a: Tensor, b: Tensor) -> Tensor:
