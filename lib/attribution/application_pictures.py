@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -115,7 +115,7 @@ def example(study: Study, found: Example) -> Figure:
         axis.set_axis_on()
         show(axis, train.x[row], row, study.names[int(train.y[row])], is_drawn)
     n_shown = min(N_REMOVED, len(found.removed))
-    words = f"target {found.target}, and the first {n_shown} of {len(found.removed)} rows removed"
+    words = f"target {found.target}, and {n_shown} of the {len(found.removed)} rows removed"
     left.suptitle(words, fontsize=7, x=0.02, ha="left")
     _probabilities(right.add_subplot(), study, found)
     return fig
@@ -245,10 +245,10 @@ def said(found: Example, names: Sequence[str]) -> str:
     )
 
 
-def support_words(study: Study, removals: Removals) -> Mapping[str, str]:
+def support_words(study: Study, removals: Removals) -> str:
     """Median data support by method, "> k" where fewer than half of the targets turn."""
-    found = studies.supports(study, removals)
-    return {
-        name: f"{m:.0f}" if (m := v.median().item()) < torch.inf else f"> {study.ks[-1]}"
-        for name, v in found.items()
-    }
+    medians = {k: v.median().item() for k, v in studies.supports(study, removals).items()}
+    return ", ".join(
+        f"{name} {m:.0f}" if m < torch.inf else f"{name} > {study.ks[-1]}"
+        for name, m in medians.items()
+    )

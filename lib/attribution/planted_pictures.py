@@ -97,7 +97,7 @@ def _growth(axis: Axes, growth: Mapping[int, Leakage]) -> None:
     for k, (name, values) in enumerate(lines):
         color, marker, line = ROLE["main"], MARKERS[k], DASHES[k]
         axis.plot(sizes, values, color=color, marker=marker, linestyle=line, label=name)
-    axis.set(xscale="log", ylim=(-0.03, 1.45), xlabel="networks", ylabel="datamodel")
+    axis.set(xscale="log", ylim=(-0.03, 1.45), xlabel="networks", ylabel="datamodel: AUC, share")
     axis.set_yticks([0, 0.5, 1])
     axis.legend(loc="upper left", fontsize=6)
     axis.xaxis.set_minor_locator(NullLocator())
