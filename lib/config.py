@@ -280,6 +280,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
         "quick": {
             "data": "digits",
             "m_fit": 3000,
+            "fit": "LASSO",
             "n_targets": 30,
             "ks": (10, 20, 40),
             "repeats": 2,
@@ -302,6 +303,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
         "full": {
             "data": "cifar2_mini",
             "m_fit": 400,
+            "fit": "ridge",
             "n_targets": 10,
             "ks": (40, 160),
             "repeats": 2,

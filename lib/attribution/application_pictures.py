@@ -164,7 +164,7 @@ def counterfactuals(groups: Sequence[Group]) -> Figure:
         r, slope = found.pearson[0], found.slope[0]
         axis.set_title(f"{group.kind}\nr = {r:.2f}, slope {slope:.2f}")
         # how far seeds alone move a point, up and down
-        corner = low + 0.93 * (high - low), low + 0.08 * (high - low)
+        corner = low + 0.93 * (high - low), ends[0] + 1.15 * group.noise
         axis.errorbar(*corner, yerr=group.noise, color=ROLE["control"], capsize=2)
     axes[0].set_ylabel("actual change of margin")
     return fig
@@ -224,8 +224,8 @@ def show(axis: Axes, x: Tensor, row: int, words: str, is_drawn: bool = True) -> 
         x = x.unflatten(0, (round(len(x) ** 0.5), -1)) if x.ndim == 1 else x.permute(1, 2, 0)
         axis.imshow((x - x.min()) / (x.max() - x.min()), cmap="gray_r")
     else:
-        axis.set(xlim=(0, 1), ylim=(0, 1))
-        axis.text(0.5, 0.5, str(row), ha="center", va="center", fontsize=6)
+        axis.set(xlim=(0, 1), ylim=(0, 1), facecolor="#eeeeee")
+        axis.text(0.5, 0.5, f"{row}", ha="center", va="center", fontsize=6)
         axis.set_aspect("equal")
     axis.set(xticks=[], yticks=[])
     for side in axis.spines.values():

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lib import training
-from lib.attribution import baselines, brittleness, datamodels, kfac, metrics, trak, truth
-from lib.attribution.datamodel_studies import SETTINGS
+from lib.attribution import baselines, brittleness, kfac, metrics, trak, truth
+from lib.attribution.datamodel_studies import FITS, SETTINGS
 from lib.attribution.subsets import sample_subsets
 from lib.config import Run
 from lib.data.base import Split
@@ -138,10 +138,16 @@ def score(
     halves: Sequence[nn.Module],
     run: Run,
 ) -> dict[str, Tensor]:
-    """Scores `[n, Q]` of every method, in the order of `METHODS`."""
+    """Scores `[n, Q]` of every method, in the order of `METHODS`.
+
+    Raises:
+        ValueError: a datamodel without weights, as LASSO's is where networks are too few: the
+            order of its rows would be that of the file.
+    """
     rows, asked = (setting.train.x, setting.train.y), (targets.x, targets.y)
     n, size = len(setting.train), run.size
-    fits = datamodels.fit_lasso(fitting.subsets, fitting.outputs[:, 0, list(columns)], n)
+    tau = FITS[size.fit](fitting.subsets, fitting.outputs[:, 0, list(columns)], n).tau
+    refuse_empty(tau, columns, size.fit)
     ours = trak.trak(halves, rows, asked, k=size.k, ridge=size.ridge, seed=run.seed)
     curved = []
     for index, network in enumerate(halves[:CURVATURE_NETWORKS]):
@@ -149,8 +155,19 @@ def score(
         curvature = kfac.fit_ekfac(network, rows[0], generator=generator)
         curved.append(kfac.influence(curvature, network, rows, asked))
     near = [baselines.representation(network, rows, asked) for network in networks]
-    found = (fits.tau, ours.tau, torch.stack(curved).mean(0), torch.stack(near).mean(0))
+    found = (tau, ours.tau, torch.stack(curved).mean(0), torch.stack(near).mean(0))
     return dict(zip(METHODS, found, strict=True))
+
+
+def refuse_empty(tau: Tensor, targets: Sequence[int], fit: str) -> None:
+    """Raise a ValueError that names the first target whose column of `[n, Q]` is zero."""
+    empty = (tau == 0).all(0)
+    if empty.any():
+        raise ValueError(
+            f"{int(empty.sum())} of {len(empty)} targets have no weights by {fit} (target "
+            f"{targets[int(empty.nonzero()[0])]}), so none of their rows ranks above another; fit "
+            "on more networks, or by ridge"
+        )
 
 
 def remove(study: Study, n_random: int, progress: Progress | None = None) -> Removals:

@@ -127,6 +127,14 @@ def test_more_targets_than_are_right():
         application_studies.choose(torch.tensor([1.0, -1.0, 2.0]), 3, generator)
 
 
+def test_a_datamodel_without_weights_ranks_no_rows():
+    tau = torch.rand(9, 3)
+    application_studies.refuse_empty(tau, [4, 7, 8], "LASSO")
+    tau[:, 1] = 0
+    with pytest.raises(ValueError, match=r"1 of 3 targets have no weights by LASSO \(target 7\)"):
+        application_studies.refuse_empty(tau, [4, 7, 8], "LASSO")
+
+
 def test_a_class_smaller_than_what_is_to_go(monkeypatch: pytest.MonkeyPatch):
     data = Split(torch.rand(12, 2), torch.tensor([0] * 9 + [1] * 3))
     setting = Setting("tiny", "mlp", {"widths": (2, 2)}, RECIPE, data, data)
