@@ -171,6 +171,7 @@ def space(study: Study) -> Figure:
 
 def clusters(study: Study, found: Sequence[Cluster]) -> Figure:
     """Agreement of two clusters with the digits of each pair, by what targets are compared."""
+    planted = study.planted
     fig, (axis,) = figures.panels(1, 1, height=2.4)
     methods = list(dict.fromkeys(c.method for c in found))
     for k, method in enumerate(methods):
@@ -193,9 +194,9 @@ def clusters(study: Study, found: Sequence[Cluster]) -> Figure:
         axis.plot(places, chance, "_", color=ROLE["control"], markersize=9, label=label)
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set(
-        xticks=range(len(PAIRS)),
-        xticklabels=[f"{a} against {b}" for a, b in PAIRS],
-        xlabel="digits that share a label in training",
+        xticks=range(len(PAIRS) + 1),
+        xticklabels=[*(f"{a} against {b}" for a, b in PAIRS), f"{planted.names[SIDE]}: side"],
+        xlabel="digits that share a label in training (last: aside against in place)",
         ylabel="adjusted Rand index",
         ylim=(-0.15, 1.08),
     )

@@ -101,7 +101,7 @@ class Leakage:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Two clusters of the targets of one pair against the digits."""
+    """Two clusters of the targets of one pair against the digits, or against the side."""
 
     method: str
     pair: int
@@ -279,14 +279,22 @@ def similarities(study: Study) -> dict[str, Tensor]:
 
 
 def clusters(study: Study, *, seed: int = 0) -> list[Cluster]:
-    """Split the targets of each pair in two, by every similarity, and compare with the digits."""
+    """Split the targets of each pair in two, by every similarity, and compare with the digits.
+
+    Last for each similarity, as pair `len(PAIRS)`: the split of the pair `SIDE` against the side.
+    """
     planted = study.planted
     found = []
     for method, similarity in similarities(study).items():
         for pair in range(len(PAIRS)):
             members = (study.drawn.y == pair).nonzero()[:, 0]
             split = embedding.spectral_clusters(similarity[members][:, members])
-            found.append(_judged(method, pair, split, planted.target_digits[members], seed))
+            is_second = planted.target_digits[members] == PAIRS[pair][1]
+            found.append(_judged(method, pair, split, is_second.long(), seed))
+        members = (study.drawn.y == SIDE).nonzero()[:, 0]
+        split = embedding.spectral_clusters(similarity[members][:, members])
+        aside = planted.targets_aside[members].long()
+        found.append(_judged(method, len(PAIRS), split, aside, seed))
     return found
 
 
@@ -368,10 +376,9 @@ def _features(study: Study, a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(parts).mean(0)
 
 
-def _judged(method: str, pair: int, split: Tensor, digits: Tensor, seed: int) -> Cluster:
+def _judged(method: str, pair: int, split: Tensor, is_second: Tensor, seed: int) -> Cluster:
     generator = torch.Generator().manual_seed(seed)
     pick = torch.randint(len(split), (N_DRAWS, len(split)), generator=generator)
-    is_second = (digits == PAIRS[pair][1]).long()
     return Cluster(
         method,
         pair,
