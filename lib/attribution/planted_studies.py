@@ -283,18 +283,15 @@ def clusters(study: Study, *, seed: int = 0) -> list[Cluster]:
 
     Last for each similarity, as pair `len(PAIRS)`: the split of the pair `SIDE` against the side.
     """
-    planted = study.planted
+    planted, labels, n = study.planted, study.drawn.y, study.planted.n_drawn
+    digits, aside = planted.target_digits[:n], planted.targets_aside[:n]
+    cases = [(k, labels == k, digits == pair[1]) for k, pair in enumerate(PAIRS)]
+    cases.append((len(PAIRS), labels == SIDE, aside))
     found = []
     for method, similarity in similarities(study).items():
-        for pair in range(len(PAIRS)):
-            members = (study.drawn.y == pair).nonzero()[:, 0]
-            split = embedding.spectral_clusters(similarity[members][:, members])
-            is_second = planted.target_digits[members] == PAIRS[pair][1]
-            found.append(_judged(method, pair, split, is_second.long(), seed))
-        members = (study.drawn.y == SIDE).nonzero()[:, 0]
-        split = embedding.spectral_clusters(similarity[members][:, members])
-        aside = planted.targets_aside[members].long()
-        found.append(_judged(method, len(PAIRS), split, aside, seed))
+        for pair, mine, is_second in cases:
+            split = embedding.spectral_clusters(similarity[mine][:, mine])
+            found.append(_judged(method, pair, split, is_second[mine].long(), seed))
     return found
 
 
