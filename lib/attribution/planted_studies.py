@@ -170,7 +170,7 @@ def prepare(run: Run, progress: Progress | None = None) -> Study:
     wide = planted.expand(both.subsets[m:])
     second = truth.subset_outputs(planted.shifted, wide, seed=seed + 1, progress=progress)
     halves = truth.checkpoints(plain, size["n_trak"], seed=run.seed)
-    networks = tuple(
+    ones, twos = (
         truth.checkpoints(setting, size["n_networks"], share=1.0, seed=run.seed)
         for setting in (plain, planted.shifted)
     )
@@ -179,15 +179,7 @@ def prepare(run: Run, progress: Progress | None = None) -> Study:
     rows, targets = (plain.train.x, plain.train.y), (plain.targets.x[:n], plain.targets.y[:n])
     scores = trak.trak(halves, rows, targets, k=K, ridge=RIDGE, seed=run.seed)
     model = datamodels.fit_lasso(both.subsets, outputs[:, :n], len(plain.train))
-    return Study(
-        planted,
-        both.subsets,
-        outputs,
-        second[:, 0],
-        model.tau,
-        scores.tau,
-        (networks[0], networks[1]),
-    )
+    return Study(planted, both.subsets, outputs, second[:, 0], model.tau, scores.tau, (ones, twos))
 
 
 def leakage(study: Study, *, n_ranks: int = 100, seed: int = 0) -> dict[str, Leakage]:
