@@ -144,6 +144,10 @@ NO_PAPER: dict[str, str] = {
         "the document's study trains 300,000 networks on half of CIFAR-10; its stored outputs are "
         "not part of this project"
     ),
+    "44_datamodel_applications": (
+        "the document's study reads datamodels of 300,000 networks on CIFAR-10 and retrains 20 for "
+        "each image and number of rows; neither networks nor weights are part of this project"
+    ),
     "45_trak_and_lds": (
         "the studies' thousands of ResNet-9 and BERT trainings are hundreds of hours "
         "of a data-centre GPU; their published points stand in the figures"
@@ -333,6 +337,54 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "grid": (100, 200, 400),
             "alphas": (0.2, 0.5),
             "m_alpha": 400,
+        },
+    },
+    "44_datamodel_applications": {
+        "quick": {
+            "data": "digits",
+            "m_fit": 3000,
+            "fit": "LASSO",
+            "n_targets": 30,
+            "ks": (10, 20, 40),
+            "repeats": 2,
+            "n_before": 20,
+            "n_trak": 10,
+            "k": 256,
+            "ridge": 0.1,
+            "n_random": 6,
+            "planted": {
+                "data": "digits",
+                "n": 200,
+                "n_targets": 400,
+                "n_others": 300,
+                "n_copies": 30,
+                "m": 1000,
+                "n_trak": 10,
+                "n_networks": 10,
+            },
+        },
+        "full": {
+            "data": "cifar2_mini",
+            "m_fit": 400,
+            "fit": "ridge",
+            "n_targets": 10,
+            "ks": (40, 160),
+            "repeats": 2,
+            "n_before": 10,
+            "n_trak": 10,
+            "k": 512,
+            "ridge": 0.1,
+            "n_random": 4,
+            "planted": {
+                "data": "mnist",
+                "n": 600,
+                "n_targets": 600,
+                "n_others": 400,
+                "n_copies": 30,
+                "m": 1500,
+                "n_trak": 10,
+                "n_networks": 10,
+            },
         },
     },
     "45_trak_and_lds": {

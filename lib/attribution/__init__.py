@@ -12,7 +12,8 @@ the sum of ``tau[S, t]`` predicts the output of a network trained on S. Map, in 
 * ``influence``: networks, through an inverse-Hessian product of ``solvers`` (conjugate gradients,
   LiSSA, Arnoldi) or of ``kfac`` (K-FAC, EK-FAC).
 * ``datamodels``: LASSO (by ``proximal`` steps) and ridge datamodels, empirical influence;
-  ``brittleness``: how many rows carry a prediction.
+  ``brittleness``: how many rows carry a prediction; ``embedding``: weights as vectors, and two
+  algorithms compared; ``planted``: a training set with secrets that these are to find.
 * ``trak``: TRAK for any functional and parameter block; ``surrogate``, the linear model behind it;
   ``traker``, the same through the published software.
 * ``baselines`` (gradient and representation similarity, TracIn, representer points, random) and
