@@ -1,18 +1,19 @@
-"""Retraining convex models without some of their data: the truth that influence approximates.
+"""Retraining convex models on changed data: the truth that influence approximates.
 
 Specification 1.2: every objective keeps the full data's 1/n and lam, and every refit starts at the
 full optimum. Public names: `leave_one_out`, `leave_out`, `group_influence`, `group_newton`,
-`outputs`.
+`relabelled`, `replaced`, `outputs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from lib.attribution.convex import (
+    LOGISTIC,
     Fit,
     Output,
     cholesky,
@@ -94,10 +95,106 @@ def group_newton(fit: Fit, groups: Sequence[Tensor]) -> Tensor:
     return torch.stack(found)
 
 
+def relabelled(fit: Fit, labels: Tensor, *, tol: float = 1e-8) -> Tensor:
+    """Retrain binary logistic regression with other labels, many sets of them at once.
+
+    Args:
+        labels: in {0, 1}, `[m, n]`, one set of labels a row.
+        tol: largest coordinate of the gradient at the end.
+
+    Returns:
+        parameters `[m, 1, D]`; how they are reached: see `_settle`.
+    """
+    n = len(fit.a)
+    if fit.loss is not LOGISTIC:
+        raise ValueError("want a fit of `fit_logistic`; other labels are for two classes only")
+    if labels.ndim != 2 or labels.shape[1] != n or not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(f"want labels [m, {n}] in {{0, 1}}, got {list(labels.shape)}")
+    labels = labels.to(fit.y)
+
+    def gradient(theta: Tensor) -> Tensor:
+        return _residual(theta @ fit.a.mT, labels) @ fit.a / n + fit.lam * theta
+
+    start = fit.theta[0].expand(len(labels), -1)
+    return _settle(fit, start, gradient, lambda k: (fit.a, labels[k]), tol)
+
+
+def replaced(
+    fit: Fit, rows: Tensor, inputs: Tensor, start: Tensor | None = None, *, tol: float = 1e-8
+) -> Tensor:
+    """Retrain binary logistic regression with some inputs replaced, many times at once.
+
+    Args:
+        rows: the K rows that change in each of m retrainings, `[m, K]`, none twice in a row.
+        inputs: what stands there instead, the bias column included, `[m, K, D]`; labels stay.
+        start: parameters `[m, 1, D]`; default theta.
+        tol: largest coordinate of the gradient at the end.
+
+    Returns:
+        parameters `[m, 1, D]`; how they are reached: see `_settle`.
+    """
+    n = len(fit.a)
+    if fit.loss is not LOGISTIC:
+        raise ValueError("want a fit of `fit_logistic`; inputs are replaced for two classes only")
+    if inputs.shape != (*_checked(fit, rows.flatten()).view_as(rows).shape, fit.a.shape[1]):
+        raise ValueError(
+            f"want rows [m, K] and inputs [m, K, {fit.a.shape[1]}], got {list(rows.shape)} and "
+            f"{list(inputs.shape)}"
+        )
+    labels = fit.y[rows]
+
+    def gradient(theta: Tensor) -> Tensor:
+        residual = _residual(theta @ fit.a.mT, fit.y).scatter(1, rows, 0.0)
+        own = _residual((inputs @ theta[..., None])[..., 0], labels)
+        return (residual @ fit.a + (own[:, None] @ inputs)[:, 0]) / n + fit.lam * theta
+
+    def data(k: int) -> tuple[Tensor, Tensor]:
+        return fit.a.index_copy(0, rows[k], inputs[k]), fit.y
+
+    theta = fit.theta.expand(len(rows), -1, -1) if start is None else start
+    return _settle(fit, theta[:, 0], gradient, data, tol)
+
+
 def outputs(theta: Tensor, x: Tensor, output: Output) -> Tensor:
     """`output` of each of several models, `theta [b, C, D]`, at targets `x [T, d]`: `[b, T]`."""
     a = design(x)
     return torch.stack([output(a @ one.mT) for one in theta])
+
+
+def _residual(out: Tensor, y: Tensor) -> Tensor:
+    """Slope of the logistic loss in `out [m, n]`, for labels `[n]` or `[m, n]`."""
+    sign = 2 * y - 1
+    return -sign * torch.sigmoid(-sign * out)
+
+
+def _settle(
+    fit: Fit,
+    theta: Tensor,
+    gradient: Callable[[Tensor], Tensor],
+    data: Callable[[int], tuple[Tensor, Tensor]],
+    tol: float,
+    max_steps: int = 100,
+) -> Tensor:
+    """Minimise many objectives that resemble that of `fit`, from `theta [m, D]` to `[m, 1, D]`.
+
+    Steps with the one inverse Hessian that is at hand: a few more of them than Newton would need,
+    each a hundredth of the work. What has not converged after `max_steps` is given to Newton.
+
+    Args:
+        gradient: of each objective at `[m, D]`.
+        data: inputs and labels of objective k, for Newton.
+    """
+    for _ in range(max_steps):
+        slope = gradient(theta)
+        active = ~(slope.abs().amax(1) <= tol)  # NaN counts as active
+        if not active.any():
+            break
+        theta = torch.where(active[:, None], theta - fit.solve(slope[:, None])[:, 0], theta)
+    theta = theta.clone()
+    for k in active.nonzero()[:, 0].tolist():
+        a, y = data(k)
+        theta[k] = minimise(fit.loss, a, y, fit.lam, fit.theta, a.new_ones(len(a)), tol)[0]
+    return theta[:, None]
 
 
 def _checked(fit: Fit, rows: Tensor) -> Tensor:
