@@ -274,13 +274,14 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             # rows a weight: 56; the published study has 157. sides: that of the claim first
             "mismatch": {"n": 1000, "n_test": 300, "lam": 1e-4, "n_draws": 20},
             "sides": (4, 8),
-            "bottom": {"kind": "random", "n_features": 1000},
+            "bottom": {"kind": "random", "n_features": 500},
             "top": {"n": 1000, "n_test": 797, "lam": 0.001, "n_targets": 100},
-            # half-widths in grey levels of 16: half a level of 256 is 1/32
+            # half-widths in grey levels of 16
             "attack": {
                 "counts": (1, 2, 3, 5, 10),
-                "boxes": (0.03125, 0.125, 0.5, 1.0),
-                "max_iterations": 20,
+                "boxes": (0.125, 0.5, 1.0, 2.0, 4.0),
+                "wide": 2.0,
+                "max_iterations": 3,
             },
         },
         "full": {
@@ -304,8 +305,9 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             # half-widths in grey levels of 255
             "attack": {
                 "counts": (1, 2, 3, 5, 10),
-                "boxes": (0.5, 2.0, 8.0, 16.0),
-                "max_iterations": 30,
+                "boxes": (0.5, 2.0, 8.0, 16.0, 32.0),
+                "wide": 8.0,
+                "max_iterations": 10,
             },
         },
     },

@@ -98,14 +98,16 @@ class Sweep:
     def gain(self, flips: float, checks: float) -> tuple[float, float]:
         """Share of the lost accuracy won back by self-influence, less at random; its spread.
 
-        A ratio of means over seeds, because single seeds may lose nothing; spread: bootstrap sd.
+        A ratio of means over seeds, because single seeds may lose nothing; spread: bootstrap sd,
+        infinite where the flips may have cost nothing.
         """
         ours, lost = self.regained("self-influence", flips, checks)
         won = ours - self.regained("random", flips, checks)[0]
         generator = torch.Generator().manual_seed(0)
         pick = torch.randint(len(won), (N_RESAMPLES, len(won)), generator=generator)
-        drawn = won[pick].mean(1) / lost[pick].mean(1)
-        return (won.mean() / lost.mean()).item(), drawn.std().item()
+        above, below = won[pick].mean(1), lost[pick].mean(1)
+        spread = (above / below).std().item() if (below > 0).all() else float("inf")
+        return (won.mean() / lost.mean()).item(), spread
 
 
 def sweep(
@@ -135,7 +137,10 @@ def sweep(
     Source: specification 1.4 (mislabels). Self-influence is `g' H^-1 g` at the flipped optimum.
     """
     shares = (0.0, *checks)
-    found, accuracy, auc, clean = [], [], [], []
+    found: list[Tensor] = []
+    accuracy: list[Tensor] = []
+    auc: list[Tensor] = []
+    clean: list[Tensor] = []
     x, y = pool.inputs(side), pool.y
     seeds = range(seed, seed + n_seeds)
     for s in progress(seeds) if progress else seeds:
@@ -179,7 +184,7 @@ def penalties(
     n_seeds: int,
     seed: int,
 ) -> dict[float, Tensor]:
-    """Penalty -> AUC of each order for flipped labels, `[orders, K]`: `sweep` without the checks."""
+    """Penalty -> AUC of each order for flipped labels, `[orders, K]`; `sweep` without checks."""
     x, y = pool.inputs(side), pool.y
     found = {}
     for lam in lambdas:
@@ -330,8 +335,8 @@ def _path(setting: Setting, seed: int) -> tuple[list[nn.Module], list[float]]:
         "seed": seed,
     }
     # what tables of names point to, which following the source does not find
-    parts = [models.NETWORKS[setting.network], LOSSES[recipe.loss], SCHEDULES[recipe.schedule]]
-    states = cache.fetch("trajectory", config, build, code=[trajectory, *parts])
+    tables = models.NETWORKS[setting.network], LOSSES[recipe.loss], SCHEDULES[recipe.schedule]
+    states = cache.fetch("trajectory", config, build, code=[trajectory, *tables])
     rates = states.pop("rates").tolist()
     path = []
     for k in range(len(rates)):

@@ -13,7 +13,7 @@ Labels are never changed. What is computed from `convex.Fit` here is `influence.
 for a top layer, for many test images at once (tested against it).
 
 In reading order: `Bottom`, `random_bottom`, `trained_bottom`, `Victim`, `victim`, `right_targets`,
-`slopes`, `choose`, `attack`, `random_attack`, `Attack`, `study`.
+`prepare`, `slopes`, `choose`, `attack`, `random_attack`, `Attack`, `predicted`, `study`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from lib.features import Progress
 
 HALF = 0.5  # of a grey level: a pixel that moves by less is stored as before
 BELOW = 1 - 1e-6  # boxes end a hair inside, so that half a level is less than half a level
+LOOSE, TIGHT = 1e-6, 1e-8  # largest coordinate of the gradient on the way, and at the end
 STEP = 5.0  # of one iteration, in half-widths of the box: as published, beyond the box
 
 
@@ -110,6 +111,37 @@ def right_targets(found: Victim, pool: Pool, rows: Tensor, n: int) -> tuple[Spli
     right = found.margin(theta, every) > 0
     kept = right.nonzero()[:n, 0]
     return Split(every.x[kept], every.y[kept]), right.double().mean().item()
+
+
+def prepare(
+    pool: Pool,
+    bottom: Mapping[str, object],
+    *,
+    n: int,
+    n_test: int,
+    n_targets: int,
+    lam: float,
+    seed: int = 0,
+) -> tuple[Victim, Split, float]:
+    """A victim trained on n rows, and `right_targets` among n_test others.
+
+    Args:
+        bottom: `kind` "random" with the arguments of `random_bottom`, or "trained" with those of
+            `trained_bottom` and `n_rows`: further rows that the network below is trained on.
+        n_targets: test images to attack.
+        lam: penalty of the top layer.
+    """
+    given = {key: value for key, value in bottom.items() if key not in ("kind", "n_rows")}
+    if bottom["kind"] == "random":
+        rows, test = pool.draw((n, n_test), seed)
+        below = random_bottom(pool, **given, seed=seed)  # type: ignore[arg-type]
+    elif bottom["kind"] == "trained":
+        rows, test, others = pool.draw((n, n_test, int(bottom["n_rows"])), seed)  # type: ignore[call-overload]
+        below = trained_bottom(pool, others, **given, seed=seed)  # type: ignore[arg-type]
+    else:
+        raise ValueError(f"bottom is random or trained, got {bottom['kind']!r}")
+    found = victim(below, pool, rows, lam)
+    return found, *right_targets(found, pool, test, n_targets)
 
 
 def slopes(found: Victim, theta: Tensor, target: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -224,9 +256,10 @@ def attack(
         moved = (x[k] - step * half * slope.sign()).clamp(low[k], high[k])
         same = (moved == x[k]).flatten(1).all(1)
         x[k], iterations[k] = moved, iterations[k] + (~same).long()
-        theta[k] = _retrained(found, rows[k], moved, theta[k])
+        theta[k] = _retrained(found, rows[k], moved, theta[k], LOOSE)
         after[k] = found.margin(theta[k], Split(targets.x[k], targets.y[k]))
         live[k] = ~same & (after[k] > 0)
+    after = found.margin(_retrained(found, rows, x, theta), targets)
     return Attack(half, rows, x, before, after, iterations)
 
 
@@ -245,15 +278,33 @@ def random_attack(
     return Attack(half, rows, x, found.margin(theta, targets), after, ones)
 
 
+def predicted(found: Victim, targets: Split, done: Attack) -> Tensor:
+    """What influence at the unchanged model says of the margins' changes, `[T]`, to first order."""
+    theta = found.fit.theta.expand(len(done.rows), -1, -1)
+    toward = (2 * targets.y - 1)[:, None] * _see(found.bottom, targets.x)
+    start, labels = found.grey[done.rows], found.fit.y[done.rows].long()
+    slope = slopes(found, theta, toward, start, labels)
+    return (slope * (done.images - start)).flatten(1).sum(1)
+
+
 @dataclass(frozen=True)
 class Study:
-    """Attacks by number of images at one box, and by box with one image; each with its control."""
+    """Attacks by number of images and size of the box, each with its control."""
 
     victim: Victim
     targets: Split
     accuracy: float  # of the unchanged model on the test rows
-    by_count: Mapping[int, tuple[Attack, Attack]]
-    by_box: Mapping[float, tuple[Attack, Attack]]  # box half-width, grey levels
+    counts: tuple[int, ...]
+    boxes: tuple[float, ...]  # half-widths, grey levels
+    done: Mapping[tuple[int, float], tuple[Attack, Attack]]  # (count, half) -> ours, random signs
+
+    def line(self, half: float, control: int = 0) -> dict[int, Attack]:
+        """Attacks by number of images in one box; `control` 1: with random signs."""
+        return {k: self.done[k, half][control] for k in self.counts if (k, half) in self.done}
+
+    def column(self, count: int, control: int = 0) -> dict[float, Attack]:
+        """Attacks by box with one number of images."""
+        return {h: self.done[count, h][control] for h in self.boxes if (count, h) in self.done}
 
 
 def study(
@@ -263,35 +314,38 @@ def study(
     *,
     counts: tuple[int, ...],
     boxes: tuple[float, ...],
+    wide: float,
     max_iterations: int,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Study:
-    """Every number of images at half a grey level, and every box with one image.
+    """Every number of images in two boxes, and the fewest in every box.
 
     The images are chosen once for each target, at half a grey level; k of them are the first k.
 
     Args:
         targets, accuracy: of `right_targets`.
         counts: numbers of training images changed.
-        boxes: half-widths in grey levels.
+        boxes: half-widths in grey levels; `HALF` and `wide` among them.
+        wide: the second box that is attacked by every number of images.
+
+    Raises:
+        ValueError: `HALF` or `wide` is not among the boxes.
     """
+    if not {HALF, wide} <= set(boxes):
+        raise ValueError(f"want {HALF} and wide = {wide} among the boxes, got {list(boxes)}")
     ranked = choose(found, targets, max(counts), HALF)
-    jobs = sorted({(count, HALF) for count in counts} | {(1, half) for half in boxes})
+    jobs = {(count, half) for count in counts for half in (HALF, wide)}
+    jobs |= {(min(counts), half) for half in boxes}
     done: dict[tuple[int, float], tuple[Attack, Attack]] = {}
-    steps = range(len(jobs))
+    order = sorted(jobs)
+    steps = range(len(order))
     for k in progress(steps) if progress else steps:
-        count, half = jobs[k]
+        count, half = order[k]
         rows = ranked[:, :count]
         ours = attack(found, targets, rows, half=half, max_iterations=max_iterations)
         done[count, half] = ours, random_attack(found, targets, rows, half=half, seed=seed)
-    return Study(
-        found,
-        targets,
-        accuracy,
-        {count: done[count, HALF] for count in counts},
-        {half: done[1, half] for half in boxes},
-    )
+    return Study(found, targets, accuracy, counts, boxes, done)
 
 
 def _see(bottom: Bottom, grey: Tensor, chunk: int = 2048) -> Tensor:
@@ -304,14 +358,14 @@ def _box(found: Victim, grey: Tensor, half: float) -> tuple[Tensor, Tensor]:
     return (grey - half).clamp_min(0), (grey + half).clamp_max(found.bottom.top)
 
 
-def _retrained(found: Victim, rows: Tensor, x: Tensor, start: Tensor) -> Tensor:
+def _retrained(found: Victim, rows: Tensor, x: Tensor, start: Tensor, tol: float = TIGHT) -> Tensor:
     """The top layer of each target, trained on its own changed images, `[T, 1, D]`."""
     inputs = _see(found.bottom, x.flatten(0, 1)).view(*rows.shape, -1)
-    return refits.replaced(found.fit, rows, inputs, start)
+    return refits.replaced(found.fit, rows, inputs, start, tol=tol)
 
 
 def _in_features(found: Victim, theta: Tensor, solved: Tensor, a: Tensor, y: Tensor) -> Tensor:
-    """Derivative of the margin in training features: `-(1/n) (W (s.a) theta + r s)`, `[T, K, D]`."""
+    """The margin's slope in training features, `-(1/n) (W (s.a) theta + r s)`: `[T, K, D]`."""
     out = torch.einsum("tkd,td->tk", a, theta[:, 0])
     flat, labels = out.reshape(-1, 1), y.reshape(-1).to(out)
     loss = found.fit.loss

@@ -112,11 +112,14 @@ def relabelled(fit: Fit, labels: Tensor, *, tol: float = 1e-8) -> Tensor:
         raise ValueError(f"want labels [m, {n}] in {{0, 1}}, got {list(labels.shape)}")
     labels = labels.to(fit.y)
 
-    def gradient(theta: Tensor) -> Tensor:
-        return _residual(theta @ fit.a.mT, labels) @ fit.a / n + fit.lam * theta
+    def gradient(theta: Tensor, k: Tensor) -> Tensor:
+        return _residual(theta @ fit.a.mT, labels[k]) @ fit.a / n + fit.lam * theta
+
+    def step(slope: Tensor, theta: Tensor, k: Tensor) -> Tensor:
+        return fit.solve(slope[:, None])[:, 0]
 
     start = fit.theta[0].expand(len(labels), -1)
-    return _settle(fit, start, gradient, lambda k: (fit.a, labels[k]), tol)
+    return _settle(fit, start, gradient, step, lambda k: (fit.a, labels[k]), tol)
 
 
 def replaced(
@@ -142,17 +145,28 @@ def replaced(
             f"{list(inputs.shape)}"
         )
     labels = fit.y[rows]
+    columns = fit.solve(inputs.reshape(-1, 1, inputs.shape[-1])).view_as(inputs)  # H^-1 a
+    overlap = inputs @ columns.mT  # [m, K, K]
 
-    def gradient(theta: Tensor) -> Tensor:
-        residual = _residual(theta @ fit.a.mT, fit.y).scatter(1, rows, 0.0)
-        own = _residual((inputs @ theta[..., None])[..., 0], labels)
-        return (residual @ fit.a + (own[:, None] @ inputs)[:, 0]) / n + fit.lam * theta
+    def gradient(theta: Tensor, k: Tensor) -> Tensor:
+        residual = _residual(theta @ fit.a.mT, fit.y).scatter(1, rows[k], 0.0)
+        own = _residual((inputs[k] @ theta[..., None])[..., 0], labels[k])
+        return (residual @ fit.a + (own[:, None] @ inputs[k])[:, 0]) / n + fit.lam * theta
+
+    def step(slope: Tensor, theta: Tensor, k: Tensor) -> Tensor:
+        # Woodbury: the curvature of what is new joins the Hessian; that of the old inputs stays
+        # in it, which only makes steps shorter
+        p = torch.sigmoid((inputs[k] @ theta[..., None])[..., 0])
+        inner = overlap[k] + torch.diag_embed(n / (p * (1 - p)).clamp_min(1e-12))
+        plain = fit.solve(slope[:, None])[:, 0]
+        along = (inputs[k] @ plain[..., None])[..., 0]
+        return plain - (torch.linalg.solve(inner, along)[:, None] @ columns[k])[:, 0]
 
     def data(k: int) -> tuple[Tensor, Tensor]:
         return fit.a.index_copy(0, rows[k], inputs[k]), fit.y
 
     theta = fit.theta.expand(len(rows), -1, -1) if start is None else start
-    return _settle(fit, theta[:, 0], gradient, data, tol)
+    return _settle(fit, theta[:, 0], gradient, step, data, tol)
 
 
 def outputs(theta: Tensor, x: Tensor, output: Output) -> Tensor:
@@ -169,29 +183,37 @@ def _residual(out: Tensor, y: Tensor) -> Tensor:
 
 def _settle(
     fit: Fit,
-    theta: Tensor,
-    gradient: Callable[[Tensor], Tensor],
+    start: Tensor,
+    gradient: Callable[[Tensor, Tensor], Tensor],
+    step: Callable[[Tensor, Tensor, Tensor], Tensor],
     data: Callable[[int], tuple[Tensor, Tensor]],
     tol: float,
-    max_steps: int = 100,
+    max_steps: int = 200,
 ) -> Tensor:
-    """Minimise many objectives that resemble that of `fit`, from `theta [m, D]` to `[m, 1, D]`.
+    """Minimise many objectives that resemble that of `fit`, from `start [m, D]` to `[m, 1, D]`.
 
-    Steps with the one inverse Hessian that is at hand: a few more of them than Newton would need,
-    each a hundredth of the work. What has not converged after `max_steps` is given to Newton.
+    Steps with the one inverse Hessian that is at hand: more of them than Newton would need, each a
+    hundredth of the work. Where a step makes the gradient larger (in the norm of that inverse), the
+    next ones are half as long. What has not converged after `max_steps` is given to Newton.
 
     Args:
-        gradient: of each objective at `[m, D]`.
+        gradient: of objectives k at `[b, D]`; step: downhill, from gradients, place and k.
         data: inputs and labels of objective k, for Newton.
     """
+    theta, live = start.clone(), torch.arange(len(start), device=start.device)
+    length, last = theta.new_ones(len(theta)), theta.new_full((len(theta),), torch.inf)
     for _ in range(max_steps):
-        slope = gradient(theta)
+        slope = gradient(theta[live], live)
         active = ~(slope.abs().amax(1) <= tol)  # NaN counts as active
-        if not active.any():
-            break
-        theta = torch.where(active[:, None], theta - fit.solve(slope[:, None])[:, 0], theta)
-    theta = theta.clone()
-    for k in active.nonzero()[:, 0].tolist():
+        live, slope = live[active], slope[active]
+        if len(live) == 0:
+            return theta[:, None]
+        move = step(slope, theta[live], live)
+        size = (slope * move).sum(1)
+        length[live] = torch.where(size < last[live], length[live], length[live] / 2)
+        last[live] = size
+        theta[live] = theta[live] - length[live, None] * move
+    for k in live.tolist():
         a, y = data(k)
         theta[k] = minimise(fit.loss, a, y, fit.lam, fit.theta, a.new_ones(len(a)), tol)[0]
     return theta[:, None]

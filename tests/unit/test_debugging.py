@@ -335,13 +335,22 @@ def test_signs_of_influence_lower_the_margin_and_random_ones_do_not(attacked) ->
 
 def test_more_images_and_wider_boxes_move_more(attacked) -> None:
     _, found, targets = attacked
-    fixed = {"counts": (1, 3), "boxes": (0.25, 0.5), "max_iterations": 4}
+    fixed = {"counts": (1, 3), "boxes": (0.25, 0.5, 1.0), "wide": 1.0, "max_iterations": 4}
     study = poisoning.study(found, targets, 1.0, **fixed)
-    moved = {k: (a.before - a.after).mean() for k, (a, _) in study.by_count.items()}
-    assert moved[3] > moved[1]
-    by_box = {k: (a.before - a.after).mean() for k, (a, _) in study.by_box.items()}
-    assert by_box[0.5] > by_box[0.25]
-    assert study.by_box[0.5] is study.by_count[1]
+    moved = {key: (a.before - a.after).mean() for key, (a, _) in study.done.items()}
+    assert moved[3, 0.5] > moved[1, 0.5]
+    assert moved[1, 1.0] > moved[1, 0.5] > moved[1, 0.25]
+    assert list(study.line(1.0)) == [1, 3]
+    assert list(study.column(1, 1)) == [0.25, 0.5, 1.0]
+    assert torch.equal(study.line(0.5)[3].rows[:, 0], study.line(0.5)[1].rows[:, 0])
+
+
+def test_influence_predicts_what_a_small_change_does(attacked) -> None:
+    _, found, targets = attacked
+    rows = poisoning.choose(found, targets, 1, 0.01)
+    done = poisoning.attack(found, targets, rows, half=0.01, max_iterations=1)
+    guess = poisoning.predicted(found, targets, done)
+    assert_close(done.after - done.before, guess, rtol=0.02, atol=1e-6)
 
 
 def test_choice_is_by_what_one_image_can_gain(attacked) -> None:
