@@ -299,15 +299,15 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "settings": ("mnist_mlp", "cifar2_mini"),
             "networks": {"n_networks": 3, "damping": 0.1},
             "mismatch": {"n": 20000, "n_test": 2000, "lam": 1e-4, "n_draws": 10},
-            "sides": (14, 28),
+            "sides": (14, 7),
             "bottom": {"kind": "trained", "n_rows": 20000, "channels": (16, 32), "epochs": 3},
             "top": {"n": 1000, "n_test": 1000, "lam": 0.001, "n_targets": 100},
             # half-widths in grey levels of 255
             "attack": {
                 "counts": (1, 2, 3, 5, 10),
-                "boxes": (0.5, 2.0, 8.0, 16.0, 32.0),
+                "boxes": (0.5, 2.0, 8.0, 16.0),
                 "wide": 8.0,
-                "max_iterations": 10,
+                "max_iterations": 5,
             },
         },
     },

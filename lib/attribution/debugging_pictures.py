@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lib import figures
 from lib.attribution import poisoning
+from lib.attribution.influence_pictures import mean_and_sd
 from lib.attribution.mislabels import NetworkOrders, Sweep
 from lib.attribution.mismatch import Mismatch
 from lib.attribution.poisoning import HALF, Attack, Study
@@ -78,11 +79,11 @@ def sweep_rows(sweep: Sweep, checked: float) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for k, flips in enumerate(sweep.flips):
         row: dict[str, object] = {"flipped": f"{flips:.0%}"}
-        row["lost (points)"] = _mean_sd(100 * sweep.regained("random", flips, checked)[1])
+        row["lost (points)"] = mean_and_sd(100 * sweep.regained("random", flips, checked)[1])
         for order, name in enumerate(sweep.orders):
-            row[f"AUC, {name}"] = _mean_sd(sweep.auc[order, k])
+            row[f"AUC, {name}"] = mean_and_sd(sweep.auc[order, k])
         for name in sweep.orders:
-            row[f"won back, {name}"] = _mean_sd(100 * sweep.regained(name, flips, checked)[0])
+            row[f"won back, {name}"] = mean_and_sd(100 * sweep.regained(name, flips, checked)[0])
         rows.append(row)
     return rows
 
@@ -92,8 +93,8 @@ def penalty_rows(found: Mapping[float, Tensor], orders: Sequence[str]) -> list[d
     rows: list[dict[str, object]] = []
     for lam, auc in found.items():
         row: dict[str, object] = {"λ": f"{lam:g}"}
-        row |= {name: _mean_sd(auc[k]) for k, name in enumerate(orders)}
-        rows.append(row | {"self-influence − loss": _mean_sd(auc[0] - auc[1])})
+        row |= {name: mean_and_sd(auc[k]) for k, name in enumerate(orders)}
+        rows.append(row | {"self-influence − loss": mean_and_sd(auc[0] - auc[1])})
     return rows
 
 
@@ -129,7 +130,7 @@ def network_rows(studies: Sequence[NetworkOrders]) -> list[dict[str, object]]:
         {
             "network": study.setting,
             "order": name,
-            "AUC": _mean_sd(auc),
+            "AUC": mean_and_sd(auc),
             "found in 10%": study.at(name, 0.1),
             "found in 20%": study.at(name, 0.2),
         }
@@ -343,7 +344,3 @@ def published_rows(
 
 def _row(item: str, published: str, source: str, ours: str) -> dict[str, object]:
     return {"item": item, "published": published, "known from": source, "ours": ours}
-
-
-def _mean_sd(values: Tensor) -> tuple[float, float]:
-    return values.mean().item(), values.std().item()
