@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ PUBLISHED_FOUND = {0.1: 0.80, 0.2: 0.97}  # kronfluence, CIFAR-10, ResNet-9, 10%
 PUBLISHED_FLIPS = {1: 335 / 591, 2: 0.77, 10: 590 / 591}  # as reported, dog against fish
 PUBLISHED_PROMINENCE = (30.0, 40.0)  # as reported, the four children
 LICENSED = ("digits",)  # data whose images a stored figure may show
-Number = TypeVar("Number", int, float)
 N_CHANGED = 3  # training images drawn for one attack
 
 
@@ -47,80 +46,80 @@ def checks(sweep: Sweep, shares: Sequence[float]) -> Figure:
     """Left: flips found at the first of `shares` flipped; then test accuracy at each of them."""
     fig, axes = figures.panels(1, 1 + len(shares), height=2.4)
     k = sweep.flips.index(shares[0])
-    _lines(axes[0], sweep, sweep.found[:, k])
+    _lines(axes[0], sweep, 100 * sweep.found[:, k], spreads=1.0)
     perfect = [min(1.0, c / shares[0]) for c in sweep.checks]
     axes[0].plot(percent(sweep.checks), percent(perfect), color="black", lw=0.8, ls=":")
-    axes[0].text(100 * shares[0] + 0.8, 101, "a perfect order", fontsize=6, va="bottom")
-    axes[0].set(ylabel="flipped labels found (%)", ylim=(-3, 109))
+    axes[0].text(29, 103, "dotted: a perfect order", fontsize=6, ha="right", va="bottom")
+    axes[0].set(ylabel="flipped labels found (%)", ylim=(-3, 112))
     axes[0].set_title(f"{shares[0]:.0%} flipped: found")
     for axis, share in zip(axes[1:], shares, strict=True):
-        _lines(axis, sweep, sweep.accuracy[:, sweep.flips.index(share)])
-        clean = 100 * sweep.clean.mean().item()
-        axis.axhline(clean, color="black", lw=0.8, ls=":", label="_clean")
-        axis.text(30, clean + 0.1, "no flips", fontsize=6, ha="right", va="bottom")
+        less = sweep.accuracy[:, sweep.flips.index(share)] - sweep.clean
+        # of the mean: draws differ in how hard they are, which `less` takes off
+        _lines(axis, sweep, 100 * less, spreads=2 / less.shape[-1] ** 0.5)
+        axis.axhline(0, color="black", lw=0.8, ls=":")
         axis.set_title(f"{share:.0%} flipped: accuracy")
-        axis.set_ylabel("test accuracy (%)")
+        axis.set_ylabel("less that without flips (points)")
     for axis in axes:
-        axis.set_xlabel("training points checked (%)")
+        axis.set_xlabel("points checked (%)")
     return fig
 
 
-def _lines(axis: Axes, sweep: Sweep, values: Tensor) -> None:
-    """Mean over seeds of `[orders, checks, K]`, with a band of one sd."""
+def _lines(axis: Axes, sweep: Sweep, values: Tensor, spreads: float) -> None:
+    """Mean over seeds of `[orders, checks, K]`, with a band of some sd."""
     for order, name in enumerate(sweep.orders):
         color, x = ROLE[ROLES[name]], percent(sweep.checks)
-        mean, sd = 100 * values[order].mean(1), 100 * values[order].std(1)
+        mean, sd = values[order].mean(1), spreads * values[order].std(1)
         axis.plot(x, mean, color=color, marker=MARKERS[order], ls=DASHES[order], label=name)
         axis.fill_between(x, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0)
 
 
-def sweep_rows(sweep: Sweep, checked: float) -> list[dict[str, object]]:
-    """One row a share of flips: what they cost, and what checking a share wins back, in points."""
+def sweep_rows(sweeps: Sequence[Sweep], checked: float) -> list[dict[str, object]]:
+    """One row a penalty and share of flips: what they cost, and what checking wins back."""
     rows: list[dict[str, object]] = []
-    for k, flips in enumerate(sweep.flips):
-        row: dict[str, object] = {"flipped": f"{flips:.0%}"}
-        row["lost (points)"] = mean_and_sd(100 * sweep.regained("random", flips, checked)[1])
-        for order, name in enumerate(sweep.orders):
-            row[f"AUC, {name}"] = mean_and_sd(sweep.auc[order, k])
-        for name in sweep.orders:
-            row[f"won back, {name}"] = mean_and_sd(100 * sweep.regained(name, flips, checked)[0])
-        rows.append(row)
+    for sweep in sweeps:
+        for k, flips in enumerate(sweep.flips):
+            row: dict[str, object] = {"λ": f"{sweep.lam:g}", "flipped": f"{flips:.0%}"}
+            row |= {f"AUC, {name}": mean_and_sd(sweep.auc[j, k]) for j, name in _known(sweep)}
+            row["lost"] = _mean_and_error(100 * sweep.regained("random", flips, checked)[1])
+            for name in sweep.orders:
+                won = 100 * sweep.regained(name, flips, checked)[0]
+                row[f"won back, {name}"] = _mean_and_error(won)
+            rows.append(row)
     return rows
 
 
-def penalty_rows(found: Mapping[float, Tensor], orders: Sequence[str]) -> list[dict[str, object]]:
-    """AUC of each order by penalty, mean ± sd over seeds; and self-influence less the loss."""
-    rows: list[dict[str, object]] = []
-    for lam, auc in found.items():
-        row: dict[str, object] = {"λ": f"{lam:g}"}
-        row |= {name: mean_and_sd(auc[k]) for k, name in enumerate(orders)}
-        rows.append(row | {"self-influence − loss": mean_and_sd(auc[0] - auc[1])})
-    return rows
+def _known(sweep: Sweep) -> list[tuple[int, str]]:
+    """Orders that know something."""
+    return [(j, name) for j, name in enumerate(sweep.orders) if name != "random"]
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    return values.mean().item(), values.std().item() / len(values) ** 0.5
 
 
 def network_checks(studies: Sequence[NetworkOrders]) -> Figure:
-    """Flipped labels found by each order, one panel a setting, with the published points."""
-    fig, axes = figures.panels(1, max(2, len(studies)), height=2.6, sharey=True)
-    for axis in axes[len(studies) :]:
-        axis.set_visible(False)
+    """Flips found by each order, a panel a setting, beside the published points; why they tie."""
+    fig, axes = figures.panels(1, 1 + len(studies), height=2.6)
     for axis, study in zip(axes, studies, strict=False):
         for k, (name, values) in enumerate(study.found.items()):
             x, color = percent(study.shares), ROLE[ROLES[name]]
             mean, sd = 100 * values.mean(1), 100 * values.std(1)
             axis.plot(x, mean, color=color, marker=MARKERS[k], ls=DASHES[k], label=name)
             axis.fill_between(x, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0)
-        axis.plot(
-            percent(list(PUBLISHED_FOUND)),
-            percent(list(PUBLISHED_FOUND.values())),
-            color="black",
-            marker="*",
-            markersize=9,
-            ls="",
-            label="published, EK-FAC (ResNet-9)",
-        )
-        axis.set_title(study.setting)
-        axis.set_xlabel("training points checked (%)")
+        stars = percent(list(PUBLISHED_FOUND)), percent(list(PUBLISHED_FOUND.values()))
+        axis.plot(*stars, color="black", marker="*", markersize=8, ls="", label="published, EK-FAC")
+        axis.set(title=study.setting, xlabel="training points checked (%)", ylim=(-3, 105))
     axes[0].set_ylabel("flipped labels found (%)")
+    own, loss, wrong = studies[0].shown
+    for k, (flipped, name, color) in enumerate(((0, "right", "random"), (1, "flipped", "fourth"))):
+        mask = wrong == flipped
+        axes[-1].scatter(
+            loss[mask], own[mask], s=5, marker=MARKERS[k], color=ROLE[color], alpha=0.5,
+            linewidths=0, label=name, rasterized=True,
+        )  # fmt: skip
+    axes[-1].set(xscale="log", yscale="log", title=f"{studies[0].setting}, one network")
+    axes[-1].set(xlabel="training loss (nats)", ylabel="EK-FAC self-influence")
+    axes[-1].legend(loc="lower right", markerscale=2)
     return fig
 
 
@@ -216,12 +215,24 @@ def attacks(study: Study, wide: float) -> Figure:
     left.set(xticks=study.counts, ylim=(-4, 106), title="by number of images")
     left.set(xlabel="training images changed", ylabel="predictions flipped (%)")
     count = min(study.counts)
-    _shares(middle, study.column(count), ROLE["main"], 0, "signs of influence")
-    _shares(middle, study.column(count, 1), ROLE["random"], 2, "random signs")
+    for k, (control, name, color) in enumerate(
+        ((0, "signs of influence", "main"), (1, "random signs", "random"))
+    ):
+        found = study.column(count, control)
+        moved = torch.stack([(a.before - a.after).abs() for a in found.values()])
+        low, mid, high = moved.quantile(torch.tensor([0.25, 0.5, 0.75]).double(), dim=1)
+        middle.plot(list(found), mid, color=ROLE[color], marker=MARKERS[2 * k], ls=DASHES[2 * k])
+        middle.fill_between(list(found), low, high, color=ROLE[color], alpha=0.2, linewidth=0)
+        middle.text(study.boxes[0], mid[0] * 1.6, name, fontsize=6, color=ROLE[color])
+    margin = study.done[count, HALF][0].before.median()
+    middle.axhline(margin, color="black", linewidth=0.8, linestyle=":")
+    middle.text(study.boxes[0], margin * 1.15, "median margin before", fontsize=6, va="bottom")
     middle.set_xscale("log", base=2)
+    middle.set_yscale("log")
     middle.set_xticks(study.boxes, [f"{h:g}" for h in study.boxes])
-    middle.minorticks_off()
-    middle.set(xlabel="half-width of the box (levels)", title=f"by box, {count} image")
+    middle.xaxis.minorticks_off()
+    middle.set(xlabel="half-width of the box (levels)", ylabel="size of the margin's change")
+    middle.set_title(f"by box, {count} image")
     for k, (number, color) in enumerate(((count, "main"), (max(study.counts), "third"))):
         done = study.done[number, HALF][0]
         guess = poisoning.predicted(study.victim, study.targets, done)
@@ -236,12 +247,16 @@ def attacks(study: Study, wide: float) -> Figure:
     return fig
 
 
-def _shares(axis: Axes, found: Mapping[Number, Attack], color: str, k: int, label: str) -> None:
-    """Percent flipped with a 95% binomial interval."""
-    share, error = zip(*(attack.share for attack in found.values()), strict=True)
+def _shares(axis: Axes, found: Mapping[int, Attack], color: str, k: int, label: str) -> None:
+    """Percent flipped with Wilson's 95% interval."""
+    share = torch.tensor([attack.share[0] for attack in found.values()])
+    n, z = len(next(iter(found.values())).after), 1.96
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + (z / (2 * n)) ** 2).sqrt()
+    bars = [percent(share - middle + half), percent(middle + half - share)]
     axis.errorbar(
-        list(found), percent(share), [196 * e for e in error], color=color, marker=MARKERS[k],
-        linestyle=DASHES[k], capsize=2, label=label,
+        list(found), percent(share), bars, color=color, marker=MARKERS[k], linestyle=DASHES[k],
+        capsize=2, label=label,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ corrects what is wrong; after each share the model is retrained from the correct
 
 Two models: logistic regression (`sweep`: every share of flips and of checks, retrained exactly) and
 networks (`networks`: self-influence by EK-FAC, and gradients at one or several checkpoints; the
-order alone is judged). In reading order: `flip`, `sweep`, `Sweep`, `penalties`, `corrupted`,
+order alone is judged). In reading order: `flip`, `sweep`, `Sweep`, `corrupted`,
 `networks`, `NetworkOrders`.
 """
 
@@ -174,30 +174,6 @@ def suspicion(fit: convex.Fit, seed: int) -> dict[str, Tensor]:
     }
 
 
-def penalties(
-    pool: Pool,
-    lambdas: Sequence[float],
-    *,
-    side: int,
-    n: int,
-    share: float,
-    n_seeds: int,
-    seed: int,
-) -> dict[float, Tensor]:
-    """Penalty -> AUC of each order for flipped labels, `[orders, K]`; `sweep` without checks."""
-    x, y = pool.inputs(side), pool.y
-    found = {}
-    for lam in lambdas:
-        columns = []
-        for s in range(seed, seed + n_seeds):
-            (rows,) = pool.draw((n,), s)
-            labels, wrong = flip(y[rows], share, 2, s)
-            scores = suspicion(convex.fit_logistic(x[rows], labels, lam=lam), s)
-            columns.append([metrics.mislabel_auc(scores[order], wrong) for order in ORDERS])
-        found[lam] = torch.tensor(columns, dtype=torch.float64).mT
-    return found
-
-
 def _checked(
     x: Tensor, y: Tensor, test: Split, lam: float, share: float, shares: Sequence[float], seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -250,6 +226,7 @@ class NetworkOrders:
     accuracy: Tensor  # of each network on the targets' clean labels, [K]
     fitted: Tensor  # share of the flipped labels that the network predicts, [K]
     skipped: tuple[str, ...]  # layers that EK-FAC leaves out
+    shown: Tensor  # of the first network: self-influence, loss, and 1 where flipped, [3, n]
 
     def at(self, order: str, checked: float) -> tuple[float, float]:
         """Share of the flips found at a share checked: mean and sd over networks."""
@@ -287,11 +264,14 @@ def networks(
     auc: dict[str, list[float]] = {}
     accuracy, fitted = [], []
     skipped: tuple[str, ...] = ()
+    shown: list[Tensor] = []
     for _, s, (path, rates) in zip(
         progress(seeds) if progress else seeds, seeds, paths, strict=True
     ):
         trained, wrong = corrupted(setting, share, s)
         scores, skipped = _network_scores(trained, path, rates, damping, s)
+        if not shown:
+            shown = [scores["EK-FAC self-influence"], scores["training loss"], wrong.float()]
         for order, value in scores.items():
             found.setdefault(order, []).append(found_by(value, wrong, shares))
             auc.setdefault(order, []).append(metrics.mislabel_auc(value, wrong))
@@ -309,6 +289,7 @@ def networks(
         torch.stack(accuracy),
         torch.stack(fitted),
         skipped,
+        torch.stack(shown),
     )
 
 
