@@ -224,7 +224,7 @@ def attacks(study: Study, wide: float) -> Figure:
         middle.plot(list(found), mid, color=ROLE[color], marker=MARKERS[2 * k], ls=DASHES[2 * k])
         middle.fill_between(list(found), low, high, color=ROLE[color], alpha=0.2, linewidth=0)
         middle.text(study.boxes[0], mid[0] * 1.6, name, fontsize=6, color=ROLE[color])
-    margin = study.done[count, HALF][0].before.median()
+    margin = study.done[count, HALF][0].before.median().item()
     middle.axhline(margin, color="black", linewidth=0.8, linestyle=":")
     middle.text(study.boxes[0], margin * 1.15, "median margin before", fontsize=6, va="bottom")
     middle.set_xscale("log", base=2)
