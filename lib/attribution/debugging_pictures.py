@@ -253,7 +253,11 @@ def _shares(axis: Axes, found: Mapping[int, Attack], color: str, k: int, label: 
     n, z = len(next(iter(found.values())).after), 1.96
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (share * (1 - share) / n + (z / (2 * n)) ** 2).sqrt()
-    bars = [percent(share - middle + half), percent(middle + half - share)]
+    # a share of 0 is its interval's own end, but for round-off
+    bars = [
+        percent((share - middle + half).clamp_min(0)),
+        percent((middle + half - share).clamp_min(0)),
+    ]
     axis.errorbar(
         list(found), percent(share), bars, color=color, marker=MARKERS[k], linestyle=DASHES[k],
         capsize=2, label=label,
