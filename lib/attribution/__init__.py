@@ -18,6 +18,8 @@ the sum of ``tau[S, t]`` predicts the output of a network trained on S. Map, in 
   ``traker``, the same through the published software.
 * ``baselines`` (gradient and representation similarity, TracIn, representer points, random) and
   ``valuation`` (nearest-neighbour Shapley values, sampled Data Shapley).
+* ``mislabels``, ``mismatch``, ``poisoning``: influence at work, on the rows of ``pools``: wrong
+  labels found, a biased subgroup traced, training images changed unseen.
 * ``cost``: floating-point operations of each method, by formula.
 * ``*_studies`` and ``*_pictures``: what the notebooks compute and draw.
 
