@@ -13,7 +13,7 @@ symmetric pair are built, where exact Shapley values are cheap. Grad-CAM needs i
 out. Every violation is relative to the size of the attributions, 0 where an axiom is kept.
 
 Public names: `axioms`, `Guarantees`, `AXIOMS`, `EXACT`, `PlantedNetwork`, `N_FEATURES`,
-`completeness_gap`, `stability`.
+`completeness_gap`, `sensitivity`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PAIR, DUMMY = (5, 6), 7  # places of the symmetric features and of the one that 
 HIDDEN = (16, 16)
 AXIOMS = ("completeness", "dummy", "symmetry", "linearity")
 EXACT = "exact Shapley"
-NOISE = 0.02  # sd of the noise of `stability`, in sds of a feature
+NOISE = 0.02  # sd of the noise of the stability column, in sds of a feature
 
 Explain = Callable[[nn.Module, Tensor], Tensor]
 
@@ -125,9 +125,7 @@ def axioms(
 def _explainer(name: str, options: Options, seed: int) -> Explain:
     if name == EXACT:
         return lambda model, x: exact_shapley(model, x, 0, baseline=0.0)
-    return lambda model, x: attribute(
-        name, model, x, 0, baseline=0.0, options=options, seed=seed
-    )
+    return lambda model, x: attribute(name, model, x, 0, baseline=0.0, options=options, seed=seed)
 
 
 def _violations(
@@ -146,7 +144,7 @@ def _violations(
             (phi[:, PAIR[0]] - phi[:, PAIR[1]]).abs().mean() / top,
             (explain(Difference(f, g), x) - (phi - other)).norm(dim=1).mean() / both,
             (phi - exact).norm(dim=1).mean() / exact.norm(dim=1).mean(),
-            _sensitivity(phi, explain(f, near), moved, rise).median(),
+            sensitivity(phi, explain(f, near), moved, rise).median(),
         ]
     )
 
@@ -160,33 +158,15 @@ def completeness_gap(maps: Tensor, rise: Tensor) -> Tensor:
     return (maps.flatten(1).sum(1) - rise).abs() / rise.abs()
 
 
-def stability(
-    model: nn.Module,
-    x: Tensor,
-    target: Tensor,
-    explain: Callable[[Tensor], Tensor],
-    *,
-    baseline: Tensor | float,
-    sd: float,
-    seed: int = 0,
-) -> Tensor:
-    """How much more an explanation moves than the output under a little noise, `[n]`.
+def sensitivity(phi: Tensor, moved: Tensor, change: Tensor, rise: Tensor) -> Tensor:
+    """How much more an explanation moves than the output, `[n]`; 1: they move alike.
 
     The relative change of the map (its Euclidean length over that of the map) over the relative
-    change of the output (over its rise above the baseline); 1: they move alike.
+    change of the output (over its rise above the baseline).
 
     Args:
-        explain: maps `[n, ...]` to maps; the same seed in each call.
-        sd: of the normal noise, in units of x.
+        phi, moved: maps of the rows and of the rows with a little noise, `[n, ...]`.
+        change, rise: of the output, `[n]`.
     """
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
-    base = torch.as_tensor(baseline, dtype=x.dtype, device=x.device).expand_as(x[:1])
-    before = outputs(model, x, target)
-    rise = before - torch.cat([outputs(model, base, int(t)) for t in target])
-    near = x + sd * noise
-    return _sensitivity(explain(x), explain(near), outputs(model, near, target) - before, rise)
-
-
-def _sensitivity(phi: Tensor, moved: Tensor, change: Tensor, rise: Tensor) -> Tensor:
     map_change = (moved - phi).flatten(1).norm(dim=1) / phi.flatten(1).norm(dim=1)
     return map_change / (change.abs() / rise.abs()).clamp_min(1e-12)

@@ -335,5 +335,3 @@ def _check_groups(x: Tensor, groups: Tensor | None) -> None:
         )
     if not torch.equal(groups.unique(), torch.arange(int(groups.max()) + 1).to(groups)):
         raise ValueError("groups are numbered 0, 1, ... without gaps; renumber them")
-
-

@@ -32,10 +32,9 @@ N_CLASSES, N_OTHER = 4, 2  # glyphs that are classes, glyphs that are not
 LEVEL = 0.5  # of a cell, from grey
 NOISE = 0.05
 N_STROKES = 3
+BORDER = (1, 2, 1, 2)  # of grey around an image: one place a pixel
 SHARE = 0.625  # of a full match that a detector asks for
-RECIPE = Recipe(
-    epochs=8, batch_size=50, lr=0.03, weight_decay=1e-5, schedule="triangular"
-)
+RECIPE = Recipe(epochs=8, batch_size=50, lr=0.03, weight_decay=1e-5, schedule="triangular")
 SPEC = {"size": SIDE, "channels": (16, 32, 32), "n_out": N_CLASSES}
 
 
@@ -56,7 +55,7 @@ def glyphs() -> Tensor:
     with those before, at any shift, and with itself, at any but none, stays smallest.
     """
     lines = [row for row in product((-1.0, 1.0), repeat=CELLS) if sum(row) == 0]
-    squares = torch.tensor([square for square in product(lines, repeat=CELLS)])
+    squares = torch.tensor(list(product(lines, repeat=CELLS)))
     squares = squares[(squares.sum(1) == 0).all(1)]
     match = F.conv2d(squares[:, None], squares[:, None], padding=CELLS - 1)  # [90, 90, 7, 7]
     at_any = match.amax((2, 3))
@@ -104,7 +103,8 @@ def draw(n: int, generator: torch.Generator) -> Planted:
 class GlyphNetwork(nn.Module):
     """Logit k: sum over places of `relu(match with glyph k - threshold)`; nothing is learned.
 
-    `detect` is the convolution with its threshold and ReLU (a layer for Grad-CAM).
+    `detect` is the convolution with its threshold and ReLU, on grey ground; `pool` averages its
+    maps over 4x4 places, the coarse maps that Grad-CAM wants.
     """
 
     def __init__(self) -> None:
@@ -113,18 +113,19 @@ class GlyphNetwork(nn.Module):
         with torch.no_grad():
             conv.weight.copy_(glyphs()[:N_CLASSES, None])
             conv.bias.fill_(-SHARE * LEVEL * CELLS**2)  # type: ignore[union-attr]
-        self.detect = nn.Sequential(conv, nn.ReLU())
+        self.detect = nn.Sequential(nn.ZeroPad2d(BORDER), conv, nn.ReLU())
+        self.pool = nn.AvgPool2d(CELLS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.detect(x).sum((2, 3))
+        return self.pool(self.detect(x)).sum((2, 3)) * CELLS**2
 
 
 @torch.no_grad()
 def relevant(network: GlyphNetwork, x: Tensor, y: Tensor) -> Tensor:
     """The pixels that the output of class y depends on, bool `[n, 16, 16]`: exact."""
     active = network.detect(x)[torch.arange(len(x)), y, None] > 0
-    ones = torch.ones(1, 1, CELLS, CELLS)
-    return F.conv_transpose2d(active.float(), ones)[:, 0] > 0
+    seen = F.conv_transpose2d(active.float(), torch.ones(1, 1, CELLS, CELLS))
+    return seen[:, 0, 1 : 1 + SIDE, 1 : 1 + SIDE] > 0
 
 
 def trained(n: int, *, seed: int) -> nn.Module:
