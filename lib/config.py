@@ -334,7 +334,13 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "sanity_steps": 20,
             "n_curve": 16,
             "search_steps": 60,
-            "concepts": {"k": 40, "n_runs": 10, "n_random": 40, "n_class": 30},
+            "concepts": {
+                "layers": ("pool1", "pool2"),
+                "k": 40,
+                "n_runs": 10,
+                "n_random": 40,
+                "n_class": 30,
+            },
         },
         "full": {
             "data": "imagenet",
@@ -350,7 +356,13 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "sanity_steps": 10,
             "n_curve": 14,
             "search_steps": 20,
-            "concepts": {"k": 50, "n_runs": 10, "n_random": 40, "n_class": 60},
+            "concepts": {
+                "layers": ("features.13", "features.17"),
+                "k": 50,
+                "n_runs": 10,
+                "n_random": 40,
+                "n_class": 60,
+            },
         },
     },
 }

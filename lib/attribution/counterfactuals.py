@@ -83,8 +83,15 @@ def search(
             f"{x.max().item():.3g}; widen the box or clean the rows"
         )
     flat = x.flatten(1)
-    delta = torch.zeros_like(flat)
-    best, length = torch.full_like(flat, torch.nan), torch.full_like(flat[:, 0], torch.inf)
+    delta, best = torch.zeros_like(flat), torch.full_like(flat, torch.nan)
+    length = torch.full_like(flat[:, 0], torch.inf)
+    if norm == "L1":
+        # few coordinates go far, where the linear picture is worst: start from the L2 answer
+        near = search(
+            model, x, target, norm="L2", low=low, high=high, n_steps=n_steps, rate=rate, reach=reach
+        )
+        best = near.delta.flatten(1)
+        length = torch.where(near.found, _length(best, norm), length)
     box = low - flat, high - flat
     with evaluating(model):
         start, _ = _linearised(model, x, target, delta)

@@ -13,7 +13,7 @@ symmetric pair are built, where exact Shapley values are cheap. Grad-CAM needs i
 out. Every violation is relative to the size of the attributions, 0 where an axiom is kept.
 
 Public names: `axioms`, `Guarantees`, `AXIOMS`, `EXACT`, `PlantedNetwork`, `N_FEATURES`,
-`completeness_gap`, `sensitivity`.
+`path_error`, `completeness_gap`, `sensitivity`, `FINE`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ PAIR, DUMMY = (5, 6), 7  # places of the symmetric features and of the one that 
 HIDDEN = (16, 16)
 AXIOMS = ("completeness", "dummy", "symmetry", "linearity")
 EXACT = "exact Shapley"
+FINE = 1000  # steps of a path whose error does not matter
 NOISE = 0.02  # sd of the noise of the stability column, in sds of a feature
 
 Explain = Callable[[nn.Module, Tensor], Tensor]
@@ -120,6 +121,18 @@ def axioms(
             explain = _explainer(name, given, seed + k)
             rows[name].append(_violations(explain, f, g, x, near, exact))
     return [Guarantees(name, *torch.stack(found).unbind(1)) for name, found in rows.items()]
+
+
+def path_error(n_steps: int, *, n_networks: int, n_inputs: int, seed: int = 0) -> float:
+    """Mean completeness gap of integrated gradients with n_steps, on the networks of `axioms`."""
+    (found,) = axioms(
+        n_networks=n_networks,
+        n_inputs=n_inputs,
+        options=Options(n_steps=n_steps, chunk=max(64, n_steps)),
+        methods=["integrated gradients"],
+        seed=seed,
+    )[:1]
+    return found.completeness.mean().item()
 
 
 def _explainer(name: str, options: Options, seed: int) -> Explain:

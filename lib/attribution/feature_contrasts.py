@@ -151,9 +151,11 @@ class ConceptTests:
         return sum(hits) / len(hits)
 
 
-def concept_tests(subject: Subject, run: Run, progress: Progress | None = None) -> ConceptTests:
+def concept_tests(
+    subject: Subject, run: Run, layer: str, progress: Progress | None = None
+) -> ConceptTests:
     """TCAV of the data set's concepts for its classes, with random concepts of the same size."""
-    found = feature_subjects.load_concepts(subject, run, progress)
+    found = feature_subjects.load_concepts(subject, run, layer, progress)
     size = run.size.concepts
     generator = torch.Generator().manual_seed(run.seed)
     null = tcav.null_scores(

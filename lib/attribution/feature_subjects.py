@@ -103,9 +103,11 @@ def load(run: Run) -> Subject:
     return SUBJECTS[run.size.data](run)
 
 
-def load_concepts(subject: Subject, run: Run, progress: Progress | None = None) -> Concepts:
-    """The concepts of the same data set."""
-    return CONCEPTS[run.size.data](subject, run, progress)
+def load_concepts(
+    subject: Subject, run: Run, layer: str, progress: Progress | None = None
+) -> Concepts:
+    """The concepts of the same data set, as a layer holds them."""
+    return CONCEPTS[run.size.data](subject, run, layer, progress)
 
 
 # --- digits
@@ -170,8 +172,8 @@ def _options(run: Run, shape: tuple[int, int, int], layer: str, chunk: int) -> O
     )
 
 
-def _digit_concepts(subject: Subject, run: Run, progress: Progress | None) -> Concepts:
-    size, layer, data = run.size.concepts, "pool1", digits.load(0)
+def _digit_concepts(subject: Subject, run: Run, layer: str, progress: Progress | None) -> Concepts:
+    size, data = run.size.concepts, digits.load(0)
     k = size["k"]
     is_round = torch.isin(data.probe.y, torch.tensor(ROUND))
     mixed, label = concepts.hilo_patches(4 * k, torch.Generator().manual_seed(run.seed))
@@ -253,8 +255,10 @@ def _predictions(model: nn.Module, pixels: Tensor, device: str) -> Tensor:
     return cache.fetch("predictions", config, build, code=code)["classes"]
 
 
-def _texture_concepts(subject: Subject, run: Run, progress: Progress | None) -> Concepts:
-    size, layer = run.size.concepts, "features.13"
+def _texture_concepts(
+    subject: Subject, run: Run, layer: str, progress: Progress | None
+) -> Concepts:
+    size = run.size.concepts
     textures, sample = imagenet.load_textures(run.data_root), imagenet.load(run.data_root)
     order = torch.randperm(len(sample.y), generator=torch.Generator().manual_seed(run.seed + 1))
     # one image a class: slopes are taken on images of all classes, none of them in the pool

@@ -1,0 +1,119 @@
+"""Smallest changes: closed forms of linear models, with and without a box, and networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lib import models
+from lib.attribution import counterfactuals, feature_contrasts
+from lib.attribution.counterfactuals import linear_step, margin, search
+
+REACH = 1e-3
+
+
+def problem(n: int = 6, d: int = 7, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slopes, needs within reach of the box, and the box as changes."""
+    g = torch.Generator().manual_seed(seed)
+    slope = torch.randn(n, d, generator=g, dtype=torch.float64)
+    low = -torch.rand(n, d, generator=g, dtype=torch.float64)
+    high = torch.rand(n, d, generator=g, dtype=torch.float64)
+    most = (slope * torch.where(slope > 0, high, low)).sum(1)
+    return slope, 0.6 * most, low, high
+
+
+def test_l1_step_is_the_linear_programme() -> None:
+    from scipy.optimize import linprog
+
+    slope, need, low, high = problem()
+    found = linear_step(slope, need, low, high, "L1")
+    for i in range(len(slope)):
+        # delta = up - down, both non-negative
+        a = np.concatenate([-slope[i], slope[i]])[None]
+        bounds = [(0, float(v)) for v in high[i]] + [(0, float(-v)) for v in low[i]]
+        best = linprog(np.ones(2 * slope.shape[1]), a, [-float(need[i])], bounds=bounds)
+        assert found[i].abs().sum().item() == pytest.approx(best.fun, rel=1e-7)
+        assert (slope[i] @ found[i]).item() == pytest.approx(need[i].item(), rel=1e-9)
+
+
+def test_l2_step_is_the_quadratic_programme() -> None:
+    from scipy.optimize import minimize
+
+    slope, need, low, high = problem(seed=1)
+    found = linear_step(slope, need, low, high, "L2")
+    for i in range(len(slope)):
+        w, enough = slope[i].numpy(), need[i].item()
+        best = minimize(
+            lambda d: 0.5 * d @ d,
+            np.zeros(len(w)),
+            jac=lambda d: d,
+            method="SLSQP",
+            bounds=list(zip(low[i].tolist(), high[i].tolist(), strict=True)),
+            constraints={
+                "type": "ineq",
+                "fun": lambda d, w=w, e=enough: w @ d - e,
+                "jac": lambda d, w=w: w,
+            },
+            options={"ftol": 1e-14, "maxiter": 500},
+        )
+        assert np.abs(found[i].numpy() - best.x).max() < 1e-5
+
+
+@pytest.mark.parametrize("norm", counterfactuals.NORMS)
+def test_steps_stay_in_the_box_and_do_nothing_where_nothing_is_needed(norm: str) -> None:
+    slope, need, low, high = problem()
+    d = linear_step(slope, 10 * need.abs(), low, high, norm)
+    corner = torch.where(slope > 0, high, low)
+    torch.testing.assert_close(d, corner)  # out of reach: as far as the box goes
+    assert (linear_step(slope, -need.abs(), low, high, norm) == 0).all()
+
+
+def test_search_finds_the_closed_form_of_linear_models() -> None:
+    for seed in range(3):
+        for error in feature_contrasts.linear_check(seed=seed).values():
+            assert error < 2 * REACH  # the margin asked for beyond the boundary
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return models.build("mlp", torch.Generator().manual_seed(0), widths=(6, 16, 3)).double().eval()
+
+
+@pytest.mark.parametrize("norm", counterfactuals.NORMS)
+def test_search_changes_a_network_inside_the_box(norm: str, network) -> None:
+    x = torch.rand(20, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = network(x).topk(2).indices[:, 1]
+    found = search(network, x, target, norm=norm, low=-2.0, high=3.0, n_steps=40)
+    moved = (x + found.delta)[found.found]
+    assert found.found.double().mean() > 0.9
+    assert (network(moved).argmax(1) == target[found.found]).all()
+    assert moved.min() >= -2 - 1e-9
+    assert moved.max() <= 3 + 1e-9
+    size = found.delta.abs().sum(1) if norm == "L1" else found.delta.norm(dim=1)
+    torch.testing.assert_close(found.length[found.found], size[found.found])
+
+
+def test_no_change_along_random_directions_is_shorter(network) -> None:
+    """4,000 random directions a row: none crosses the boundary nearer than the search does."""
+    g = torch.Generator().manual_seed(1)
+    x = torch.rand(5, 6, generator=g, dtype=torch.float64)
+    target = network(x).topk(2).indices[:, 1]
+    found = search(network, x, target, norm="L2", low=-5.0, high=5.0)
+    ways = torch.randn(4000, 6, generator=g, dtype=torch.float64)
+    ways = ways / ways.norm(dim=1, keepdim=True)
+    for i in range(5):
+        reach = torch.linspace(0, 0.98, 15, dtype=torch.float64) * found.length[i]
+        tried = x[i] + (reach[:, None, None] * ways).reshape(-1, 6)
+        label = target[i].expand(len(tried))
+        assert (margin(network(tried), label) < 0).all()
+
+
+def test_where_the_box_is_too_small_nothing_is_found(network) -> None:
+    x = torch.full((2, 6), 0.5, dtype=torch.float64)
+    target = network(x).argmin(1)
+    found = search(network, x, target, norm="L2", low=0.5 - 1e-9, high=0.5 + 1e-9, n_steps=5)
+    assert not found.found.any()
+    assert found.delta.isnan().all()
+    assert found.length.isinf().all()
