@@ -333,7 +333,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "axioms": {"n_networks": 4, "n_inputs": 3},
             "sanity_steps": 20,
             "n_curve": 16,
-            "search_steps": 60,
+            "search_steps": 30,
             "concepts": {
                 "layers": ("pool1", "pool2"),
                 "k": 40,
@@ -354,8 +354,8 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "known": {"n_train": 4000, "n_images": 60},
             "axioms": {"n_networks": 8, "n_inputs": 3},
             "sanity_steps": 10,
-            "n_curve": 14,
-            "search_steps": 20,
+            "n_curve": 10,
+            "search_steps": 8,
             "concepts": {
                 "layers": ("features.13", "features.17"),
                 "k": 50,

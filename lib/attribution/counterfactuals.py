@@ -12,6 +12,7 @@ Public names: `search`, `Counterfactual`, `linear_step`, `margin`, `NORMS`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,10 @@ from lib.features import Progress, evaluating
 
 NORMS = ("L1", "L2")
 N_HALVINGS = 50
-SHORTEST, LONGEST, N_SHORTENINGS = 0.5, 1.5, 8  # of a step's end, along its ray
+PACES = (0.5, 0.2, 0.07)
+REACH = 1e-3  # margin asked for beyond the boundary, as a share of that at the start
+SHORTEST, LONGEST = 0.5, 1.5  # of a step's end, along its ray
+N_SHORTENINGS, N_LAST = 5, 12  # halvings on the ray, at each step and at the end
 
 Box = tuple[Tensor, Tensor]  # lowest and highest change of each coordinate, [n, p]
 
@@ -50,9 +54,9 @@ def search(
     norm: str = "L2",
     low: float,
     high: float,
-    n_steps: int = 60,
-    rate: float = 0.5,
-    reach: float = 1e-3,
+    n_steps: int = 30,
+    paces: Sequence[float] = PACES,
+    start: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Counterfactual:
     """Search the smallest change that makes `target` the largest output of each row.
@@ -63,10 +67,12 @@ def search(
         target: the wanted class of each row, int64 `[n]`.
         norm: "L1" (few features change) or "L2" (many change a little).
         low, high: the box of allowed values.
-        n_steps: linearisations.
-        rate: share of the way to each linear solution; it shrinks towards the end.
-        reach: the margin asked for, as a share of the first distance to the boundary.
-        progress: wraps the range of steps.
+        n_steps: linearisations a run.
+        paces: share of the way to each linear solution, one a run; it shrinks towards the run's
+            end. A fast pace overshoots where the boundary bends, a slow one stays near.
+        start: inputs of the shape of x inside the box where the target wins, real examples say;
+            one more run begins there. NaN rows have none.
+        progress: wraps the range of runs.
 
     Raises:
         ValueError: an unknown norm, values outside the box, NaN, or one output only.
@@ -83,39 +89,37 @@ def search(
             f"{x.max().item():.3g}; widen the box or clean the rows"
         )
     flat = x.flatten(1)
-    delta, best = torch.zeros_like(flat), torch.full_like(flat, torch.nan)
-    length = torch.full_like(flat[:, 0], torch.inf)
-    if norm == "L1":
-        # few coordinates go far, where the linear picture is worst: start from the L2 answer
-        near = search(
-            model, x, target, norm="L2", low=low, high=high, n_steps=n_steps, rate=rate, reach=reach
-        )
-        best = near.delta.flatten(1)
-        length = torch.where(near.found, _length(best, norm), length)
     box = low - flat, high - flat
+    best, length = torch.full_like(flat, torch.nan), torch.full_like(flat[:, 0], torch.inf)
+    runs = [(torch.zeros_like(flat), pace) for pace in paces]
+    if start is not None:
+        runs.append(((start - x).flatten(1).nan_to_num(0.0), paces[0]))
     with evaluating(model):
-        start, _ = _linearised(model, x, target, delta)
-        wanted = reach * start.abs()
-        for step in progress(range(n_steps)) if progress else range(n_steps):
-            g, slope = _linearised(model, x, target, delta)
-            # g + slope . (new - delta) >= wanted
-            need = wanted - g + (slope * delta).sum(1)
-            goal = linear_step(slope, need, *box, norm)
-            pace = 1.0 if step == 0 else rate * (1 - step / n_steps) + 1 / n_steps
-            delta = delta + pace * (goal - delta)
-            near = _on_ray(model, x, target, delta, wanted, box)
-            size = _length(near, norm)
-            better = near.isfinite().all(1) & (size < length)
-            best, length = (
-                torch.where(better[:, None], near, best),
-                torch.where(better, size, length),
-            )
-        found = length.isfinite()
+        wanted = REACH * _linearised(model, x, target, runs[0][0])[0].abs()
+        for k in progress(range(len(runs))) if progress else range(len(runs)):
+            delta, pace = runs[k]
+            for step in range(n_steps):
+                g, slope = _linearised(model, x, target, delta)
+                # g + slope . (new - delta) >= wanted
+                need = wanted - g + (slope * delta).sum(1)
+                goal = linear_step(slope, need, *box, norm)
+                whole = k == 0 and step == 0  # the answer, if the model is linear
+                after = delta + (1.0 if whole else pace * (1 - step / n_steps)) * (goal - delta)
+                # a run from a real example begins with that example
+                for candidate in (delta, after) if step == 0 and k == len(paces) else (after,):
+                    tried = _on_ray(model, x, target, candidate, wanted, box, N_SHORTENINGS)
+                    size = _length(tried, norm)
+                    better = tried.isfinite().all(1) & (size < length)
+                    best = torch.where(better[:, None], tried, best)
+                    length = torch.where(better, size, length)
+                delta = after
+        best = _on_ray(model, x, target, best, wanted, box, N_LAST)
+        length = _length(best, norm).nan_to_num(torch.inf)
         _, slope = _linearised(model, x, target, best.nan_to_num(0.0))
     free = (flat + best > low + 1e-6) & (flat + best < high - 1e-6)
     a, b = best.nan_to_num(0.0) * free, slope * free
     cosine = torch.nn.functional.cosine_similarity(a, b, dim=1)
-    return Counterfactual(best.reshape(x.shape), length, found, cosine)
+    return Counterfactual(best.reshape(x.shape), length, length.isfinite(), cosine)
 
 
 def linear_step(slope: Tensor, need: Tensor, low: Tensor, high: Tensor, norm: str) -> Tensor:
@@ -165,7 +169,13 @@ def _linearised(
 
 @torch.no_grad()
 def _on_ray(
-    model: nn.Module, x: Tensor, target: Tensor, delta: Tensor, wanted: Tensor, box: Box
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    delta: Tensor,
+    wanted: Tensor,
+    box: Box,
+    n_halvings: int,
 ) -> Tensor:
     """`delta` scaled, row by row, to where the target begins to win; NaN where it does not.
 
@@ -180,8 +190,10 @@ def _on_ray(
         return margin(model(x + at(share).reshape(x.shape)), target) >= wanted / 2
 
     low, high = SHORTEST * torch.ones_like(wanted), LONGEST * torch.ones_like(wanted)
-    is_won = wins(high)
-    for _ in range(N_SHORTENINGS):
+    is_won = wins(torch.ones_like(wanted))
+    high = torch.where(is_won, 1.0, high)
+    is_won = is_won | wins(high)
+    for _ in range(n_halvings):
         middle = (low + high) / 2
         kept = wins(middle)
         low, high = torch.where(kept, low, middle), torch.where(kept, middle, high)

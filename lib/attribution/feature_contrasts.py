@@ -45,11 +45,13 @@ def changes(subject: Subject, run: Run, progress: Progress | None = None) -> Cha
     """Search a counterfactual of each image for the class next in line, in L1 and in L2."""
     logits = predict(subject.model, subject.x, chunk=8)
     target = logits.topk(2).indices[:, 1]
-    found = {
-        norm: _searched(subject, target, norm, run.size.search_steps, progress)
-        for norm in counterfactuals.NORMS
-    }
     nearest, real = _nearest(subject, target)
+    n_steps = run.size.search_steps
+    l2 = _searched(subject, target, "L2", nearest, n_steps, progress)
+    # where the L2 search found something the L1 search can begin there
+    begin = torch.where(l2.delta.isfinite(), subject.x + l2.delta, nearest)
+    l1 = _searched(subject, target, "L1", begin, n_steps, progress)
+    found = {"L1": l1, "L2": l2}
     kept = None
     if subject.other is not None:
         moved = subject.x + found["L2"].delta.nan_to_num(0.0)
@@ -58,7 +60,12 @@ def changes(subject: Subject, run: Run, progress: Progress | None = None) -> Cha
 
 
 def _searched(
-    subject: Subject, target: Tensor, norm: str, n_steps: int, progress: Progress | None
+    subject: Subject,
+    target: Tensor,
+    norm: str,
+    start: Tensor,
+    n_steps: int,
+    progress: Progress | None,
 ) -> Counterfactual:
     def build() -> dict[str, Tensor]:
         result = counterfactuals.search(
@@ -69,6 +76,7 @@ def _searched(
             low=subject.low,
             high=subject.high,
             n_steps=n_steps,
+            start=start,
             progress=progress,
         )
         return vars(result)
@@ -76,7 +84,7 @@ def _searched(
     config = {
         "network": subject.network,
         "model": cache.state_hash(subject.model.state_dict()),
-        "x": cache.state_hash({"x": subject.x, "target": target}),
+        "x": cache.state_hash({"x": subject.x, "target": target, "start": start}),
         "norm": norm,
         "box": [subject.low, subject.high],
         "n_steps": n_steps,

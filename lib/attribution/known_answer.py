@@ -33,7 +33,7 @@ LEVEL = 0.5  # of a cell, from grey
 NOISE = 0.05
 N_STROKES = 3
 BORDER = (1, 2, 1, 2)  # of grey around an image: one place a pixel
-SHARE = 0.625  # of a full match that a detector asks for
+SHARE = 0.75  # of a full match that a detector asks for
 RECIPE = Recipe(epochs=8, batch_size=50, lr=0.03, weight_decay=1e-5, schedule="triangular")
 SPEC = {"size": SIDE, "channels": (16, 32, 32), "n_out": N_CLASSES}
 
