@@ -75,7 +75,8 @@ def search(
         progress: wraps the range of runs.
 
     Raises:
-        ValueError: an unknown norm, values outside the box, NaN, or one output only.
+        ValueError: an unknown norm, values outside the box, NaN, one output only, or a class
+            that the model does not have.
 
     Source: document 4, recap; it names the idea and no algorithm. `linear_step` is the projection
     onto a half-space in the box; for networks this is a local search, judged by its rows'
@@ -87,6 +88,15 @@ def search(
         raise ValueError(
             f"want finite x within [{low}, {high}], got values from {x.min().item():.3g} to "
             f"{x.max().item():.3g}; widen the box or clean the rows"
+        )
+    with torch.no_grad(), evaluating(model):
+        shape = tuple(model(x[:1]).shape)
+    if len(shape) != 2 or shape[1] < 2:
+        raise ValueError(f"want a model with outputs [n, k], k >= 2, got {shape}")
+    if target.shape != x.shape[:1] or target.min() < 0 or target.max() >= shape[1]:
+        raise ValueError(
+            f"want a target of 0..{shape[1] - 1} for each of {len(x)} rows, got "
+            f"{tuple(target.shape)} from {int(target.min())} to {int(target.max())}"
         )
     flat = x.flatten(1)
     box = low - flat, high - flat
@@ -159,10 +169,7 @@ def _linearised(
 ) -> tuple[Tensor, Tensor]:
     """Margins `[n]` and their gradients `[n, p]` at x + delta."""
     z = (x + delta.reshape(x.shape)).detach().requires_grad_()
-    out = model(z)
-    if out.ndim != 2 or out.shape[1] < 2:
-        raise ValueError(f"want a model with outputs [n, k], k >= 2, got {tuple(out.shape)}")
-    g = margin(out, target)
+    g = margin(model(z), target)
     (slope,) = torch.autograd.grad(g.sum(), z)
     return g.detach(), slope.flatten(1)
 

@@ -126,6 +126,10 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         ),
         "k >= 2",
     ),
+    "class that is not there": (
+        lambda: counterfactuals.search(MODEL, X, torch.tensor([0, 1, 3]), low=-9.0, high=9.0),
+        r"want a target of 0\.\.2 for each of 3 rows",
+    ),
     "layer without a name": (
         lambda: tcav.slopes(MODEL, X, 0, "hidden9"),
         "no layer 'hidden9' in this model",
