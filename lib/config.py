@@ -156,6 +156,9 @@ NO_PAPER: dict[str, str] = {
         "the studies' thousands of ResNet-9 and BERT trainings are hundreds of hours "
         "of a data-centre GPU; their published points stand in the figures"
     ),
+    "47_feature_attribution_recap": (
+        "the lecture lists topics without an experiment; `full` runs them on ImageNet images"
+    ),
     "51_tabular": "`full` already is the document's table at the document's size",
 }
 
@@ -488,6 +491,52 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "m_fit": (60,),
             },
             "benchmark": ("mnist_lr",),
+        },
+    },
+    "47_feature_attribution_recap": {
+        "quick": {
+            "data": "digits",
+            "n_images": 24,
+            "n_steps": 50,
+            "n_steps_grid": (10, 50, 250, 1000),
+            "n_smooth": 25,
+            "n_samples": 256,
+            "n_samples_grid": (64, 256, 1024),
+            "n_orders": 25,
+            "known": {"n_train": 4000, "n_images": 24},
+            "axioms": {"n_networks": 4, "n_inputs": 3},
+            "sanity_steps": 20,
+            "n_curve": 16,
+            "search_steps": 30,
+            "concepts": {
+                "layers": ("pool1", "pool2"),
+                "k": 40,
+                "n_runs": 10,
+                "n_random": 40,
+                "n_class": 30,
+            },
+        },
+        "full": {
+            "data": "imagenet",
+            "n_images": 8,
+            "n_steps": 50,
+            "n_steps_grid": (10, 50),
+            "n_smooth": 15,
+            "n_samples": 256,
+            "n_samples_grid": (64, 256),
+            "n_orders": 25,
+            "known": {"n_train": 4000, "n_images": 60},
+            "axioms": {"n_networks": 8, "n_inputs": 3},
+            "sanity_steps": 10,
+            "n_curve": 10,
+            "search_steps": 8,
+            "concepts": {
+                "layers": ("features.13", "features.17"),
+                "k": 50,
+                "n_runs": 10,
+                "n_random": 40,
+                "n_class": 60,
+            },
         },
     },
 }

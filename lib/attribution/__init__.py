@@ -18,10 +18,16 @@ the sum of ``tau[S, t]`` predicts the output of a network trained on S. Map, in 
   ``traker``, the same through the published software.
 * ``baselines`` (gradient and representation similarity, TracIn, representer points, random) and
   ``valuation`` (nearest-neighbour Shapley values, sampled Data Shapley).
+* ``concepts`` (a probe's logit as TRAK's output, on ``prefixes`` of the network),
+  ``concept_retraining`` (removal, with controls) and ``concept_cases``: document 1.
 * ``mislabels``, ``mismatch``, ``poisoning``: influence at work, on the rows of ``pools``: wrong
   labels found, a biased subgroup traced, training images changed unseen.
+* Features rather than data, the lecture's recap: ``feature_methods`` (captum's, behind one call),
+  judged by ``coalitions`` (exact Shapley values), ``feature_axioms``, ``known_answer`` (images
+  with planted pixels) and ``feature_checks`` (randomised weights, deletion); ``counterfactuals``
+  (smallest changes); ``tcav`` (concept vectors); ``feature_subjects``, what is explained.
 * ``cost``: floating-point operations of each method, by formula.
-* ``*_studies`` and ``*_pictures``: what the notebooks compute and draw.
+* ``*_studies``, ``feature_contrasts`` and ``*_pictures``: what the notebooks compute and draw.
 
 Import these modules by name; the package itself imports none of them.
 """
