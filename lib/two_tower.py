@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -66,7 +67,7 @@ def build(spec: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         mlp_ratio=2.0,
     )
     with torch.random.fork_rng(devices=[]):  # its constructor draws weights of its own
-        model = CLIP(spec["embed"], vision, text)
+        model = CLIP(spec["embed"], vision, text, nonscalar_logit_scale=True)
     return _initialise(model, generator)
 
 
@@ -136,7 +137,7 @@ def train_stacked(
         x = images.index_select(0, flat).unflatten(0, rows.shape)
         t = texts.index_select(0, flat).unflatten(0, rows.shape)
         a, b, scale = _stacked(skeleton, parameters, buffers, x, t)
-        logits = scale[:, None, None] * a @ b.mT  # [N, images, texts]
+        logits = scale[..., None] * a @ b.mT  # [N, images, texts]
         right = logits.diagonal(dim1=1, dim2=2)
         return (0.5 * (logits.logsumexp(1) + logits.logsumexp(2)) - right).mean(1).sum()
 
@@ -164,7 +165,7 @@ def embed_stacked(
 def _stacked(
     skeleton: nn.Module, parameters: Stack, buffers: Stack, images: Tensor, texts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit embeddings `[N, b, d]` of each network's own pairs, and scales `[N]`."""
+    """Unit embeddings `[N, b, d]` of each network's own pairs, and scales `[N, 1]`."""
 
     def one(
         weights: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, t: Tensor
@@ -218,9 +219,9 @@ class InBatch(Embedded):
         pair = super().forward(rows)  # [b, 2, d]
         own = (pair[:, 0] * pair[:, 1]).sum(-1)[:, None, None].expand(-1, 2, 1)
         others = torch.einsum("bsd,Bsd->bsB", pair, self.fixed.flip(1))
-        itself = (rows[:, None] == self.batch)[:, None]
-        others = others.masked_fill(itself, -torch.inf)
-        return self.clip.logit_scale.exp() * torch.cat([own, others], dim=-1)
+        logits = self.clip.logit_scale.exp() * torch.cat([own, others], dim=-1)
+        itself = F.pad(rows[:, None] == self.batch, (1, 0))[:, None]
+        return logits.masked_fill(itself, -torch.inf)
 
 
 def contrastive(out: Tensor) -> Tensor:
