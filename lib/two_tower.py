@@ -22,8 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lib.training.loop import Progress, Recipe, optimise
@@ -74,9 +74,7 @@ def build(spec: Mapping[str, int], generator: torch.Generator) -> nn.Module:
 @torch.no_grad()
 def _initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """Draw all weights: normalised layers at one, matrices by their fan-in, embeddings small."""
-    normal = {
-        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)
-    }
+    normal = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
     for name, weight in model.named_parameters():
         last = name.rpartition(".")[2]
         if name in normal:

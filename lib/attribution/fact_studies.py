@@ -9,7 +9,7 @@ without what each ranks highest.
 Retrainings are shared: a group of facts loses its rows together, each fact the k it ranks highest,
 in turn, so that every method and every group loses as many rows.
 
-Public names: `prepare`, `Tracing`, `retrieve`, `removed_rows`, `remove`, `Removal`.
+Public names: `prepare`, `Tracing`, `retrieve`, `gap`, `removed_rows`, `remove`, `Removal`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CORPORA: dict[str, Callable[[Run], facts.Facts]] = {
     "trex": lambda run: facts.load_trex(run.data_root, n_facts=run.size.facts["n_facts"]),
 }
 REMOVED = ("TRAK", "TracIn", "embedding", "BM25", "random")
-PROPONENTS = "proponents"
+PROPONENTS, N_PROPONENTS = "proponents", facts.N_SENTENCES
 REMOVAL = 2000  # added to the seed for networks of the removals
 
 
@@ -71,24 +71,22 @@ class Removal:
 
     def difference(self, a: tuple[str, int], b: tuple[str, int]) -> tuple[float, float]:
         """By how much more the share falls without a's rows than b's: value, half its interval."""
-        value, low, high = paired_difference(self.fall(*a), self.fall(*b))
-        return value, (high - low) / 2
+        return gap(self.fall(*a), self.fall(*b))
 
     def rows(self) -> list[dict[str, object]]:
-        """The arms for a table: fall of right answers and of the margin, with half of the 95%
-        interval over facts."""
+        """The arms for a table: two falls, each with half of its 95% interval over facts."""
         found: list[dict[str, object]] = []
         for method, k in self.after:
             right, margins = (
-                paired_difference(fall, torch.zeros_like(fall))
+                gap(fall, torch.zeros_like(fall))
                 for fall in (self.fall(method, k), self.margin_fall(method, k))
             )
             found.append(
                 {
                     "removed": method,
                     "rows a fact": k,
-                    "fall of right answers": (right[0], (right[2] - right[1]) / 2),
-                    "fall of the margin": (margins[0], (margins[2] - margins[1]) / 2),
+                    "fall of right answers": right,
+                    "fall of the margin": margins,
                 }
             )
         return found
@@ -152,6 +150,12 @@ def retrieve(tracing: Tracing) -> dict[str, retrieval.Retrieval]:
     }
 
 
+def gap(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Mean of `a - b` over facts, each `[Q]`, and half of its 95% interval."""
+    value, low, high = paired_difference(a, b)
+    return value, (high - low) / 2
+
+
 def removed_rows(scores: Tensor, k: int) -> Tensor:
     """Rows that a group of facts loses: each in turn its highest that is still there, k times.
 
@@ -198,7 +202,7 @@ def remove(run: Run, tracing: Tracing, progress: Progress | None = None) -> Remo
     scores = dict(tracing.scores)
     luck = torch.rand(n, len(tracing.corpus.facts), generator=torch.Generator().manual_seed(7))
     scores[PROPONENTS] = tracing.corpus.proponents.double() + 0.5 * luck  # ties at random
-    arms.append((PROPONENTS, facts.N_SENTENCES))
+    arms.append((PROPONENTS, N_PROPONENTS))
     steps = progress(range(1 + len(arms))) if progress else range(1 + len(arms))
     found: dict[tuple[str, int], Tensor] = {}
     before = torch.empty(0)

@@ -1,7 +1,7 @@
 """The image-text study of notebook 46: which pairs an alignment needs.
 
-Document 4, applications of TRAK: CLIP; specification sections 7.3 and 4.7. Two towers are trained on
-digits with captions. For held-out pairs whose image and caption they align, TRAK and the nearest
+Document 4, applications of TRAK: CLIP; specification sections 7.3 and 4.7. Two towers are trained
+on digits with captions. For held-out pairs whose image and caption they align, TRAK and the nearest
 neighbours in the model's own joint embedding rank the training pairs; networks trained without the
 highest tell what each target's cosine owes to them.
 

@@ -60,7 +60,9 @@ def bm25(
     """
     for name, rows in (("documents", documents), ("queries", queries)):
         if rows.ndim != 2 or rows.dtype != torch.int64 or not len(rows):
-            raise ValueError(f"want {name} as int64 [n, length], got {rows.dtype} {list(rows.shape)}")
+            raise ValueError(
+                f"want {name} as int64 [n, length], got {rows.dtype} {list(rows.shape)}"
+            )
         if rows.min() < 0 or rows.max() >= n_words:
             raise ValueError(
                 f"{name} hold word numbers {int(rows.min())}..{int(rows.max())} of a vocabulary of "

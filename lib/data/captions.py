@@ -30,7 +30,10 @@ PLACES = {"left": (0.5, 0), "right": (0.5, 1), "top": (0, 0.5), "bottom": (1, 0.
 NOISES = ("clean", "noisy")
 PROPERTIES = (DIGITS, tuple(COLOURS), SIZES, tuple(PLACES), NOISES)
 NAMES = ("digit", "colour", "size", "place", "noise")
-WORDINGS = (("size", "colour", "digit", "place", "noise"), ("noise", "place", "digit", "colour", "size"))
+WORDINGS = (
+    ("size", "colour", "digit", "place", "noise"),
+    ("noise", "place", "digit", "colour", "size"),
+)
 VOCABULARY = (*(word for kind in PROPERTIES for word in kind), "<end>")
 END = len(VOCABULARY) - 1
 LENGTH = len(NAMES) + 1

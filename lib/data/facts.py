@@ -5,11 +5,11 @@ wordings; one more wording of the relation is kept for the question, so that no 
 corpus is the question. Every sentence has its object masked: a model learns to fill it in. The
 sentences that state a fact are its *proponents*.
 
-The embedded world (`load_world`) holds people in families. Half of its sentences mention a bystander
-of whom they say nothing, so that a name's words alone do not find a person's facts. Some facts
-follow from others: most members of a family come from one country, and a country has one language.
-What people do, play and where they live follows from nothing. `load_trex` makes the same of real
-facts and wordings.
+The embedded world (`load_world`) holds people in families. Half of its sentences mention a
+bystander of whom they say nothing, so that a name's words alone do not find a person's facts. Some
+facts follow from others: most members of a family come from one country, and a country has one
+language. What people do, play and where they live follows from nothing. `load_trex` makes the same
+of real facts and wordings.
 
 Public names: `load_world`, `load_trex`, `Facts`, `Fact`, `MASK`.
 """
@@ -260,7 +260,9 @@ def _rows(
 
 def _spelt(vocabulary: Vocabulary, split: Split, row: int) -> str:
     answer = f"[{vocabulary.words[int(split.y[row])]}]"
-    words = (answer if k == MASK else vocabulary.words[k] for k in split.x[row].tolist() if k != PAD)
+    words = (
+        answer if k == MASK else vocabulary.words[k] for k in split.x[row].tolist() if k != PAD
+    )
     return " ".join(words)
 
 
