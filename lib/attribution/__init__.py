@@ -17,6 +17,7 @@ the sum of ``tau[S, t]`` predicts the output of a network trained on S. Map, in 
   ``traker``, the same through the published software.
 * ``baselines`` (gradient and representation similarity, TracIn, representer points, random) and
   ``valuation`` (nearest-neighbour Shapley values, sampled Data Shapley).
+* ``retrieval``: BM25, candidate sets and scores of retrieval, for tracing facts to sentences.
 * ``cost``: floating-point operations of each method, by formula.
 * ``*_studies`` and ``*_pictures``: what the notebooks compute and draw.
 
