@@ -186,6 +186,9 @@ def unstack(spec: Mapping[str, int], state: Stack, index: int) -> nn.Module:
 class Embedded(nn.Module):
     """A two-tower model as a function of a pair's row: embeddings `[b, 2, d]` of rows `[b]`."""
 
+    images: Tensor
+    texts: Tensor
+
     def __init__(self, clip: nn.Module, images: Tensor, texts: Tensor) -> None:
         super().__init__()
         self.clip = clip
@@ -206,6 +209,9 @@ class InBatch(Embedded):
     batch does not meet itself there.
     """
 
+    batch: Tensor
+    fixed: Tensor
+
     def __init__(self, clip: nn.Module, images: Tensor, texts: Tensor, batch: Tensor) -> None:
         """Embed the batch, row indices `[B]`, with the model as it is."""
         super().__init__(clip, images, texts)
@@ -217,7 +223,7 @@ class InBatch(Embedded):
         pair = super().forward(rows)  # [b, 2, d]
         own = (pair[:, 0] * pair[:, 1]).sum(-1)[:, None, None].expand(-1, 2, 1)
         others = torch.einsum("bsd,Bsd->bsB", pair, self.fixed.flip(1))
-        logits = self.clip.logit_scale.exp() * torch.cat([own, others], dim=-1)
+        logits = self.clip.get_parameter("logit_scale").exp() * torch.cat([own, others], dim=-1)
         itself = F.pad(rows[:, None] == self.batch, (1, 0))[:, None]
         return logits.masked_fill(itself, -torch.inf)
 

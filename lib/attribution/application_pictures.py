@@ -64,12 +64,13 @@ def alignment(removal: Removal) -> Figure:
     for order, method in enumerate(removal.after):
         found = removal.interval(method)
         bars = (found[:, 1:] - found[:, :1]).abs().T
-        look = {"color": ROLE[ROLES[method]], "marker": MARKERS[order], "label": method}
-        left.errorbar(removal.ks, found[:, 0], bars, capsize=2, **look)
+        color, marker = ROLE[ROLES[method]], MARKERS[order]
+        left.errorbar(
+            removal.ks, found[:, 0], bars, capsize=2, color=color, marker=marker, label=method
+        )
         drop = removal.drop(method)[-1]
-        place = torch.full_like(drop, float(order))
-        right.scatter(place, drop, s=14, alpha=0.8, **look)
-        right.plot([order - 0.25, order + 0.25], [drop.mean()] * 2, color=look["color"])
+        right.scatter([order] * len(drop), drop, s=14, alpha=0.8, color=color, marker=marker)
+        right.plot([order - 0.25, order + 0.25], [drop.mean().item()] * 2, color=color)
     left.axhline(0, color="black", linestyle=":", linewidth=1)
     right.axhline(0, color="black", linestyle=":", linewidth=1)
     left.set(
@@ -115,16 +116,20 @@ def retrieval(found: Mapping[str, Retrieval]) -> Figure:
                           linewidth=1, capsize=2)  # fmt: skip
         if method in PUBLISHED:
             ranks, recall = PUBLISHED[method]
-            mark = {"s": 26, "marker": "D", "facecolor": "white", "edgecolor": "black", "zorder": 3}
-            left.scatter(ranks, [place] * len(ranks), **mark)
-            right.scatter([recall], [place], **mark)
-    left.scatter([], [], s=26, marker="D", facecolor="white", edgecolor="black", label="published")
+            _published(left, ranks, place)
+            _published(right, (recall,), place)
+    _published(left, (), 0, label="published")
     left.set(yticks=range(len(names)), yticklabels=names, xlabel="MRR", xlim=(0, 1))
     left.invert_yaxis()
     left.set_title("first proponent")
     right.set(xlabel="recall at 10", xlim=(0, 1), title="all proponents")
     left.legend(loc="lower right")
     return fig
+
+
+def _published(axis: Axes, values: Sequence[float], place: int, label: str | None = None) -> None:
+    axis.scatter(values, [place] * len(values), s=26, marker="D", facecolor="white",
+                 edgecolor="black", zorder=3, label=label)  # fmt: skip
 
 
 def table(found: Mapping[str, Retrieval]) -> list[dict[str, object]]:
@@ -217,7 +222,7 @@ def agreement(found: Gallery) -> Figure:
     left.legend(loc="upper center")
     right.hist(found.shared, bins=20, color=ROLE["main"])
     right.axvline(1, color=ROLE["random"], linestyle="--", label="chance")
-    right.axvline(found.shared.mean(), color="black", label="mean")
+    right.axvline(found.shared.mean().item(), color="black", label="mean")
     right.set(
         xlabel="images shared with the datamodel / chance",
         ylabel="targets",

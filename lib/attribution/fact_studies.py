@@ -96,8 +96,8 @@ def prepare(run: Run) -> Tracing:
     """Train what the methods read, and score every sentence for every fact."""
     size = run.size.facts
     corpus = CORPORA[size["corpus"]](run)
-    spec = {"n_words": len(corpus.vocabulary), "length": corpus.train.x.shape[1]}
-    spec |= {"width": size["width"], "n_heads": 2}
+    spec: dict[str, object] = {"n_words": len(corpus.vocabulary), "width": size["width"]}
+    spec |= {"length": corpus.train.x.shape[1], "n_heads": 2}
     recipe = Recipe(
         size["epochs"], size["batch_size"], size["lr"], optimizer="adam", schedule="triangular"
     )
@@ -112,7 +112,7 @@ def prepare(run: Run) -> Tracing:
     )
     path, rates = trajectory(setting, run.seed)
     generator = torch.Generator().manual_seed(run.seed)
-    untrained = models.build(setting.network, generator, **spec).eval()
+    untrained = models.build(setting.network, generator, "cpu", **spec).eval()
     asked = corpus.questions
     before, after = (margin(training.predict(m, asked.x), asked.y) for m in (untrained, path[-1]))
     known = ((before < 0) & (after > 0)).nonzero()[:, 0]
@@ -172,7 +172,8 @@ def removed_rows(scores: Tensor, k: int) -> Tensor:
     n, n_facts = scores.shape
     if k < 1 or n_facts * k >= n:
         raise ValueError(f"want 1 <= k and {n_facts} facts times k < {n} rows, got k = {k}")
-    orders = [iter(order.tolist()) for order in scores.argsort(0, descending=True, stable=True).T]
+    ranked = scores.argsort(dim=0, descending=True, stable=True).T
+    orders = [iter(order.tolist()) for order in ranked]
     taken: set[int] = set()
     for _ in range(k):
         for order in orders:

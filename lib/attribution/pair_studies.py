@@ -157,7 +157,7 @@ def remove(run: Run, study: Study, progress: Progress | None = None) -> Removal:
         for method in (*size["methods"], RANDOM):
             kept = drawn
             if method != RANDOM:
-                order = study.scores[method].argsort(0, descending=True, stable=True)
+                order = study.scores[method].argsort(dim=0, descending=True, stable=True)
                 kept = order[k:].T.sort(1).values
             count = 1 if method == RANDOM else repeats
             jobs += [_job(study, kept, run.seed, repeat) for repeat in range(count)]

@@ -90,7 +90,7 @@ def test_what_is_no_candidate_cannot_rank():
 
 
 def test_combining_does_not_depend_on_scale_or_offset():
-    a, b = torch.rand(2, 30, 4, generator=G)
+    a, b = torch.rand(2, 30, 4, generator=G).double()
     assert_close(retrieval.combined(5 * a + 3, b), retrieval.combined(a, 0.1 * b - 7))
 
 
