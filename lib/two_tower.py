@@ -196,9 +196,13 @@ class Embedded(nn.Module):
         self.register_buffer("texts", texts)
 
     def forward(self, rows: Tensor) -> Tensor:
+        return self.embed(rows)[0]
+
+    def embed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings, and the scale of similarities `[1]`."""
         with sdpa_kernel(SDPBackend.MATH):
-            image, text, _ = self.clip(self.images[rows], self.texts[rows])
-        return torch.stack([image, text], dim=-2)
+            image, text, scale = self.clip(self.images[rows], self.texts[rows])
+        return torch.stack([image, text], dim=-2), scale
 
 
 class InBatch(Embedded):
@@ -220,10 +224,10 @@ class InBatch(Embedded):
             self.register_buffer("fixed", super().forward(batch))
 
     def forward(self, rows: Tensor) -> Tensor:
-        pair = super().forward(rows)  # [b, 2, d]
+        pair, scale = self.embed(rows)  # [b, 2, d]
         own = (pair[:, 0] * pair[:, 1]).sum(-1)[:, None, None].expand(-1, 2, 1)
         others = torch.einsum("bsd,Bsd->bsB", pair, self.fixed.flip(1))
-        logits = self.clip.get_parameter("logit_scale").exp() * torch.cat([own, others], dim=-1)
+        logits = scale * torch.cat([own, others], dim=-1)
         itself = F.pad(rows[:, None] == self.batch, (1, 0))[:, None]
         return logits.masked_fill(itself, -torch.inf)
 
