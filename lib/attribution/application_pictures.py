@@ -31,7 +31,7 @@ ROLES = {
     "embedding": "third",
     NEIGHBOURS: "third",
     "BM25": "fifth",
-    PROPONENTS: "document",
+    PROPONENTS: "sixth",
     "random": "random",
 }
 # as read in the published table (specification section 7.3): MRR in [0, 1]; two TracIns: of the
@@ -83,11 +83,11 @@ def alignment(removal: Removal) -> Figure:
     right.set(
         xticks=range(len(names)),
         xticklabels=[name.replace(" of the ", "\nof the ") for name in names],
-        ylabel="drop",
+        ylabel="drop of its cosine",
         title=f"each target, k = {removal.ks[-1]}",
         xlim=(-0.5, len(names) - 0.5),
     )
-    left.legend(loc="upper left")
+    figures.legend(fig, left)
     return fig
 
 
