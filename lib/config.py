@@ -159,6 +159,10 @@ NO_PAPER: dict[str, str] = {
     "47_feature_attribution_recap": (
         "the lecture lists topics without an experiment; `full` runs them on ImageNet images"
     ),
+    "46_trak_applications": (
+        "the studies' CLIP on MS COCO, mT5 on FTRACE-TREx and ResNet-18 on ImageNet are not within "
+        "reach of one machine; their published numbers stand beside ours"
+    ),
     "51_tabular": "`full` already is the document's table at the document's size",
 }
 
@@ -537,6 +541,74 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "n_random": 40,
                 "n_class": 60,
             },
+        },
+    },
+    "46_trak_applications": {
+        "quick": {
+            "pairs": {
+                "source": "digits",
+                "n": 250,
+                "width": 16,
+                "epochs": 24,
+                "batch_size": 50,
+                "lr": 0.01,
+                "n_models": 8,
+                "k": 128,
+                "n_targets": 6,
+                "ks": (10, 30),
+                "methods": ("TRAK", "neighbours"),
+                "repeats": 2,
+            },
+            "facts": {
+                "corpus": "world",
+                "n_people": 32,
+                "width": 24,
+                "epochs": 20,
+                "batch_size": 25,
+                "lr": 0.02,
+                "stack": 8,
+                "n_models": 8,
+                "k": 128,
+                "n_candidates": 20,
+                "n_groups": 4,
+                "group": 6,
+                "ks": (8,),
+                "repeats": 2,
+            },
+            "gallery": {"setting": "digits_mlp", "n_models": 20, "k": 256, "m_fit": 3000},
+        },
+        "full": {
+            "pairs": {
+                "source": "mnist",
+                "n": 500,
+                "width": 24,
+                "epochs": 30,
+                "batch_size": 50,
+                "lr": 0.01,
+                "n_models": 8,
+                "k": 256,
+                "n_targets": 6,
+                "ks": (10, 40),
+                "methods": ("TRAK", "neighbours", "TRAK of the cosine"),
+                "repeats": 2,
+            },
+            "facts": {
+                "corpus": "trex",
+                "n_facts": 500,
+                "width": 32,
+                "epochs": 20,
+                "batch_size": 25,
+                "lr": 0.01,
+                "stack": 5,
+                "n_models": 10,
+                "k": 512,
+                "n_candidates": 100,
+                "n_groups": 5,
+                "group": 10,
+                "ks": (12,),
+                "repeats": 2,
+            },
+            "gallery": {"setting": "cifar2_mini", "n_models": 10, "k": 512, "m_fit": 400},
         },
     },
 }

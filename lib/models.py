@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.transformer import Transformer
+from lib.transformer import MaskedWord, Transformer
 
 ACTIVATIONS = {"relu": nn.ReLU, "selu": nn.SELU}
 
@@ -223,6 +223,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "resnet18": ResNet18,
     "resnet20": ResNet20,
     "transformer": Transformer,
+    "masked_word": MaskedWord,
 }
 
 

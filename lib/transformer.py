@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.data.nlp import PAD, SEPARATOR
+from lib.data.nlp import PAD, SEPARATOR, SPECIAL
+
+MASKED = len(SPECIAL)  # the number of the masked word, after those of the vocabulary
 
 
 class Transformer(nn.Module):
@@ -105,3 +107,44 @@ class _Attention(nn.Module):
         weight = (scores - scores.amax(-1, keepdim=True)).exp()
         read = weight @ value / weight.sum(-1, keepdim=True)
         return self.mix(read.transpose(-3, -2).flatten(-2))
+
+
+class MaskedWord(nn.Module):
+    """A masked language model: the same blocks, an output over words at the masked word.
+
+    A row holds exactly one word numbered `MASKED`; what stands there is read after the blocks.
+    """
+
+    def __init__(
+        self, n_words: int, length: int, width: int = 32, n_blocks: int = 1, n_heads: int = 4
+    ) -> None:
+        """Build the layers; arguments as for `Transformer`, the output is over all words."""
+        super().__init__()
+        if width % n_heads or min(n_words, length, width, n_blocks, n_heads) < 1:
+            raise ValueError(
+                f"want positive sizes and a width that is a multiple of n_heads, got n_words = "
+                f"{n_words}, length = {length}, width = {width}, n_blocks = {n_blocks}, n_heads = "
+                f"{n_heads}"
+            )
+        self.length = length
+        self.words = nn.Embedding(n_words, width)
+        self.positions = nn.Embedding(length, width)
+        for i in range(1, n_blocks + 1):
+            self.add_module(f"block{i}", _Block(width, n_heads))
+        self.n_blocks = n_blocks
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, n_words)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Word numbers int64 `[..., t]` with t <= length to logits `[..., n_words]`."""
+        if x.shape[-1] > self.length:
+            raise ValueError(
+                f"want rows of at most {self.length} words, got {x.shape[-1]}; "
+                "build the network with a larger length"
+            )
+        place = torch.arange(x.shape[-1], device=x.device).expand_as(x)
+        h = self.words(x) + self.positions(place)
+        for i in range(1, self.n_blocks + 1):
+            h = self.get_submodule(f"block{i}")(h, x != PAD)
+        read = (h * (x == MASKED)[..., None]).sum(-2)
+        return self.out(self.norm(read))

@@ -26,6 +26,7 @@ the sum of ``tau[S, t]`` predicts the output of a network trained on S. Map, in 
   judged by ``coalitions`` (exact Shapley values), ``feature_axioms``, ``known_answer`` (images
   with planted pixels) and ``feature_checks`` (randomised weights, deletion); ``counterfactuals``
   (smallest changes); ``tcav`` (concept vectors); ``feature_subjects``, what is explained.
+* ``retrieval``: BM25, candidate sets and scores of retrieval, for tracing facts to sentences.
 * ``cost``: floating-point operations of each method, by formula.
 * ``*_studies``, ``feature_contrasts`` and ``*_pictures``: what the notebooks compute and draw.
 

@@ -3,6 +3,8 @@
 Embedded, no download:
     digits         scikit-learn's 8x8 digits, split 1000 / 400 / 397
     inference      pairs of sentences from a grammar, labelled by known rules
+    captions       digits drawn with properties that a caption names
+    facts          sentences that state facts: a made-up world, and T-REx (real, below DATA_ROOT)
 Real, below DATA_ROOT (`make data` fetches what is public):
     cifar10        50,000 + 10,000 colour images, 32x32
     mnist          60,000 + 10,000 handwritten digits, 28x28
