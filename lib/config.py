@@ -349,7 +349,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_steps_grid": (10, 50),
             "n_smooth": 15,
             "n_samples": 256,
-            "n_samples_grid": (64, 256),
+            "n_samples_grid": (64,),
             "n_orders": 25,
             "known": {"n_train": 4000, "n_images": 24},
             "axioms": {"n_networks": 4, "n_inputs": 3},
