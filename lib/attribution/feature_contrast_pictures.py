@@ -123,8 +123,9 @@ def concepts(tested: ConceptTests, names: tuple[str, ...]) -> Figure:
             )
         expected = [places[k].item() for k, c in enumerate(classes)
                     if (name, c) in tested.concepts.expected]  # fmt: skip
-        axis.plot(expected, [-0.13] * len(expected), "^", color="black", markersize=3,
-                  label="expected", clip_on=False)  # fmt: skip
+        if expected:
+            axis.plot(expected, [-0.13] * len(expected), "^", color="black", markersize=3,
+                      label="expected")  # fmt: skip
         words = [names[c].replace(" ", "\n") for c in classes]
         axis.set_xticks(places, words, rotation=90 if len(words[0]) > 1 else 0, fontsize=6)
         axis.set(title=name, ylim=(-0.2, 1.1))

@@ -22,7 +22,14 @@ from tests.notebooks.rules import MACHINE_PATH
 TOPICS = ("probes", "attribution", "monitoring", "npeff", "backprop")  # lowest first
 HEAVY = {"umap", "open_clip", "trak", "captum", "dask", "distributed"}
 HEAVY_FOR_ENGINE = HEAVY | {"torch", "torchvision", "papermill", "matplotlib", "seaborn"}
-LIGHT = ("documents", "files", "config", "profiles", "claims", "cache")  # what the engine uses of lib
+LIGHT = (
+    "documents",
+    "files",
+    "config",
+    "profiles",
+    "claims",
+    "cache",
+)  # what the engine uses of lib
 VAGUE_NAMES = {"utils", "helpers", "misc", "common"}
 MAX_LINES = 400
 
