@@ -119,6 +119,7 @@ def network_checks(studies: Sequence[NetworkOrders]) -> Figure:
         )  # fmt: skip
     axes[-1].set(xscale="log", yscale="log", title=f"{studies[0].setting}, one network")
     axes[-1].set(xlabel="training loss (nats)", ylabel="EK-FAC self-influence")
+    axes[-1].set_ylim(bottom=own[loss > 0].min().item() / 2)  # losses that round to 0 are not drawn
     axes[-1].legend(loc="lower right", markerscale=2)
     return fig
 
@@ -223,12 +224,16 @@ def attacks(study: Study, wide: float) -> Figure:
         low, mid, high = moved.quantile(torch.tensor([0.25, 0.5, 0.75]).double(), dim=1)
         middle.plot(list(found), mid, color=ROLE[color], marker=MARKERS[2 * k], ls=DASHES[2 * k])
         middle.fill_between(list(found), low, high, color=ROLE[color], alpha=0.2, linewidth=0)
-        middle.text(study.boxes[0], mid[0] * 1.6, name, fontsize=6, color=ROLE[color])
+        place = (1.9, 0.3)[k]  # above the upper line, below the lower
+        middle.text(
+            study.boxes[-1], mid[-1] * place, name, fontsize=6, color=ROLE[color], ha="right"
+        )
     margin = study.done[count, HALF][0].before.median().item()
     middle.axhline(margin, color="black", linewidth=0.8, linestyle=":")
     middle.text(study.boxes[0], margin * 1.15, "median margin before", fontsize=6, va="bottom")
     middle.set_xscale("log", base=2)
     middle.set_yscale("log")
+    middle.set_ylim(top=4 * margin)
     middle.set_xticks(study.boxes, [f"{h:g}" for h in study.boxes])
     middle.xaxis.minorticks_off()
     middle.set(xlabel="half-width of the box (levels)", ylabel="size of the margin's change")

@@ -73,7 +73,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "checks": (0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
                 "n_seeds": 40,
             },
-            "penalties": {"lambdas": (0.01, 0.001, 0.0001), "n_seeds": 20},
+            "penalties": {"lambdas": (0.01, 0.001, 0.0001), "n_seeds": 10},
             "settings": ("digits_mlp",),
             "networks": {"n_networks": 8, "damping": 0.1},
             # rows a weight: 56; the published study has 157. sides: that of the claim first

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from lib import models
+from lib import figures, models
 from lib.attribution import debugging_pictures as pictures
 from lib.attribution import mislabels, mismatch, poisoning, pools
 from lib.data.base import Provenance
@@ -20,7 +20,8 @@ POOL = pools.Pool("digits", GREY, torch.arange(1200) % 10, 16, ABOUT)
 
 
 @pytest.fixture(autouse=True)
-def _close():
+def _style():
+    figures.use_style()
     yield
     plt.close("all")
 
