@@ -142,9 +142,14 @@ def control(name: str, x: Tensor, *, baseline: Tensor | float, seed: int = 0) ->
     Args:
         name: "random" (one uniform number a pixel), "input" (`|x - baseline|`) or "edges" (size of
             the Sobel gradient of images `[n, c, h, w]`, the channels' mean).
+
+    Raises:
+        ValueError: an unknown control, or edges of rows that are no images.
     """
     if name not in CONTROLS:
         raise ValueError(f"unknown control {name!r}; known: {', '.join(CONTROLS)}")
+    if name == "edges" and x.ndim != 4:
+        raise ValueError(f"an edge filter wants images [n, c, h, w], got {tuple(x.shape)}")
     if name == "random":
         return torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     u = x - _checked_baseline(x, baseline)

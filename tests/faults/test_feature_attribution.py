@@ -93,6 +93,10 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: feature_methods.control("sobel", IMAGES, baseline=0.0),
         "known: random, input, edges",
     ),
+    "edges of rows": (
+        lambda: feature_methods.control("edges", X, baseline=0.0),
+        "an edge filter wants images",
+    ),
     "too many features": (
         lambda: coalitions.exact_shapley(nn.Linear(11, 1), WIDE, 0, baseline=0.0),
         "1 to 10 features, got 11",
