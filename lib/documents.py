@@ -83,10 +83,22 @@ def stands(section: str) -> bool:
 
 # data set, part of the project that reads it, files that say it is there, how to get it
 REAL_DATA: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
-    ("CIFAR-10", "11, 43, 45", ("cifar-10-batches-py", "cifar10/cifar10_jpeg.npz"), "make data"),
-    ("MNIST", "41, 45", ("MNIST/raw",), "make data"),
+    (
+        "CIFAR-10",
+        "11, 12, 13, 42, 43, 45, 46",
+        ("cifar-10-batches-py", "cifar10/cifar10_jpeg.npz"),
+        "make data",
+    ),
+    ("MNIST", "41, 42, 44, 45, 46", ("MNIST/raw",), "make data"),
     ("Fashion-MNIST", "later sections", ("FashionMNIST/raw",), "make data"),
     ("SNLI", "45", ("nlp/snli_validation_test.csv.gz",), "by hand: see lib/data/nlp.py"),
+    ("T-REx", "46", ("nlp/trex_facts.csv.gz",), "by hand: see lib/data/facts.py"),
+    (
+        "ImageNet sample",
+        "47",
+        ("imagenet_sample/imagenet_sample_1000.npz",),
+        "by hand: see lib/data/imagenet.py",
+    ),
     ("California housing", "51", ("cal_housing_py3.pkz", "housing/housing.csv"), "make data"),
 )
 
