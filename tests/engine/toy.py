@@ -41,9 +41,10 @@ class Toy:
         self.root = root
         for name in COPIED:
             self.write(name, (ROOT / name).read_text())
-        shutil.copytree(
-            ROOT / "lib" / "engine", root / "lib" / "engine", ignore=lambda *_: ["__pycache__"]
-        )
+        for name in ("engine", "profiles"):
+            shutil.copytree(
+                ROOT / "lib" / name, root / "lib" / name, ignore=lambda *_: ["__pycache__"]
+            )
         self.write("lib/engine/gallery.py", GALLERY)
         self.write(
             "lib/shared.py", "def deep():\n    from lib import deeper\n    return deeper.N\n"
