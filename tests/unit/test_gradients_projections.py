@@ -192,7 +192,7 @@ class _Reused(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = super().forward(x)
-        return out + self[0].weight.sum()  # type: ignore[operator, union-attr]
+        return out * (2 + self[0].weight.sum())  # type: ignore[operator, union-attr]
 
 
 def test_a_factored_projector_verifies_every_kind_of_model_once(
