@@ -60,7 +60,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_eval": 197,
             "n_models": 20,
             "k": 512,
-            "ridge": 0.3,  # best of .1, .3, 1, 3 on other halves than those that judge
+            "ridge": 0.3,  # of .1, .3, 1, 3, on other halves: best frozen, near best following
             "m_truth": 100,
             "repeats": 10,
             "n_splits": 50,

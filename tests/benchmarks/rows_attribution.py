@@ -37,7 +37,7 @@ RIDGE = 1e-3  # of the peer, absolute; it does not change its time
 SIDES = {"ki": 12, "ko": 12}  # 264 numbers, about as many as the peers' k
 # On 50 subsets (2 networks each, seed 2000) among .1, .3, 1, 3 of the mean diagonal for ours, and
 # among powers of ten and thrice them, absolute, for the peers: the best held-out score. Ours
-# weights examples by the curvature of their loss, an option that the peers lack.
+# weights examples by the curvature of their loss, which the published method leaves out.
 TUNED = {"ours": 0.3, "traker": 10.0, "dattri": 0.1}
 
 
