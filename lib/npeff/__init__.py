@@ -1,0 +1,1 @@
+"""Non-negative factorisation of per-example Fishers (document 3)."""
