@@ -10,6 +10,7 @@ Source: specification section 5.1, per-example gradients by hooks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +40,37 @@ class UnsupportedLayer(ValueError):
     """The hooks cannot give the gradients of this model; `torch.func` can."""
 
 
-def layer_calls(
-    model: nn.Module, batch: Sequence[Tensor], output: Output, layers: dict[str, nn.Module]
-) -> Calls:
-    """Inputs of some layers and the gradients at their outputs, for one batch.
+@dataclass(frozen=True)
+class Recorded:
+    """One forward pass whose gradients can be read at several outputs."""
+
+    out: Tensor  # what the model returned, with its graph
+    seen: dict[str, list[tuple[Tensor, Tensor]]]  # layer: inputs, zeros added to the outputs
+
+    def calls(self, values: Tensor, cotangent: Tensor, *, last: bool = True) -> Calls:
+        """Inputs of the layers and gradients of ``(values * cotangent).sum()`` at their outputs.
+
+        Args:
+            values: computed from `out`.
+            last: whether the graph may be freed.
+        """
+        probes = [probe for calls in self.seen.values() for _, probe in calls]
+        found = torch.autograd.grad(
+            values, probes, cotangent, allow_unused=True, retain_graph=not last
+        )
+        grads = iter(
+            torch.zeros_like(p) if g is None else g for p, g in zip(probes, found, strict=True)
+        )
+        return {name: [(x, next(grads)) for x, _ in calls] for name, calls in self.seen.items()}
+
+
+def record(model: nn.Module, x: Tensor, layers: dict[str, nn.Module]) -> Recorded:
+    """Run a model, in eval mode, on one batch and remember what some layers read.
 
     Raises:
         UnsupportedLayer: a layer was not called, or not with the batch as first axis.
-        ValueError: ``output`` is not one number an example.
     """
-    n = len(batch[0])
+    n = len(x)
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
@@ -64,26 +86,36 @@ def layer_calls(
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
     try:
         with evaluating(model), torch.enable_grad():
-            values = output(model(batch[0]), *batch[1:])
-            if values.shape != (n,):
-                raise ValueError(
-                    f"want one output an example, shape {(n,)}, got {tuple(values.shape)}"
-                )
+            out = model(x)
     finally:
         for handle in handles:
             handle.remove()
     for name, calls in seen.items():
         axes = 1 if isinstance(layers[name], nn.Embedding) else 2
-        if not calls or any(x.ndim < axes or {len(x), len(d)} != {n} for x, d in calls):
+        if not calls or any(a.ndim < axes or {len(a), len(d)} != {n} for a, d in calls):
             raise UnsupportedLayer(
                 f"layer {name!r} was not called with the {n} examples as first axis"
             )
-    probes = [probe for calls in seen.values() for _, probe in calls]
-    found = torch.autograd.grad(values, probes, torch.ones_like(values), allow_unused=True)
-    grads = iter(
-        torch.zeros_like(p) if g is None else g for p, g in zip(probes, found, strict=True)
-    )
-    return {name: [(x, next(grads)) for x, _ in calls] for name, calls in seen.items()}
+    return Recorded(out, seen)
+
+
+def layer_calls(
+    model: nn.Module, batch: Sequence[Tensor], output: Output, layers: dict[str, nn.Module]
+) -> Calls:
+    """Inputs of some layers and the gradients at their outputs, for one batch.
+
+    Raises:
+        UnsupportedLayer: a layer was not called, or not with the batch as first axis.
+        ValueError: ``output`` is not one number an example.
+    """
+    recorded = record(model, batch[0], layers)
+    with torch.enable_grad():
+        values = output(recorded.out, *batch[1:])
+    if values.shape != (len(batch[0]),):
+        raise ValueError(
+            f"want one output an example, shape {(len(batch[0]),)}, got {tuple(values.shape)}"
+        )
+    return recorded.calls(values, torch.ones_like(values))
 
 
 def patches(layer: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

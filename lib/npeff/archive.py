@@ -1,0 +1,181 @@
+"""Per-example Fishers kept: through the cache, or in a folder that is mapped into memory.
+
+`fetch_fishers` makes the PEFs of `part` examples at a time, one cache entry each, so that a killed
+run goes on where it was. `write` streams any number of such parts into plain array files below a
+folder, and `read` maps them: a decomposition then reads what it needs from the disk.
+
+Source: specification 9, memory-map long runs and make writing resumable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lib import cache
+from lib.files import write_whole
+from lib.gradients.flat import select
+from lib.npeff.fisher import per_example_fishers
+from lib.npeff.store import LOW_RANK, Fishers, Parameters, check_together, concatenate
+
+Progress = Callable[[Sequence[int]], Iterator[int]]
+ARRAYS = ("values", "columns", "offsets", "example", "norms", "logits", "kept")
+MANIFEST = "fishers.json"  # written last: a folder without it is not read
+
+
+def fetch_parts(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    kind: str = LOW_RANK,
+    k: int,
+    block: Sequence[str] | None = None,
+    eps: float = 0.0,
+    max_classes: int | None = None,
+    part: int = 512,
+    progress: Progress | None = None,
+) -> Iterator[Fishers]:
+    """`per_example_fishers` through the cache, the PEFs of `part` examples at a time, on the CPU.
+
+    Args: as there; `progress` wraps the list of parts.
+    """
+    weights = select(model, block)
+    shapes: Parameters = tuple((name, tuple(weight.shape)) for name, weight in weights.items())
+    kept = torch.arange(sum(weight.numel() for weight in weights.values()))
+    state = cache.state_hash(dict(model.state_dict()))
+    starts: Sequence[int] = range(0, len(x), part)
+    for start in progress(starts) if progress else starts:
+        batch = x[start : start + part]
+        config = {
+            "model": state,
+            "data": cache.state_hash({"x": batch}),
+            "kind": kind,
+            "k": k,
+            "block": [name for name, _ in shapes],
+            "eps": eps,
+            "max_classes": max_classes,
+        }
+
+        def build(batch: Tensor = batch) -> dict[str, Tensor]:
+            made = per_example_fishers(
+                model, batch, kind=kind, k=k, block=block, eps=eps, max_classes=max_classes
+            )
+            return {name: getattr(made, name).cpu() for name in ARRAYS if name != "kept"}
+
+        entry = cache.fetch("fishers", config, build, code=[per_example_fishers, type(model)])
+        yield _assembled(kind, {**entry, "kept": kept}, shapes, k)
+
+
+def fetch_fishers(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    kind: str = LOW_RANK,
+    k: int,
+    block: Sequence[str] | None = None,
+    eps: float = 0.0,
+    max_classes: int | None = None,
+    part: int = 512,
+    progress: Progress | None = None,
+) -> Fishers:
+    """All parts of `fetch_parts` as one."""
+    parts = fetch_parts(
+        model,
+        x,
+        kind=kind,
+        k=k,
+        block=block,
+        eps=eps,
+        max_classes=max_classes,
+        part=part,
+        progress=progress,
+    )
+    return concatenate(list(parts))
+
+
+def write(folder: Path, parts: Iterator[Fishers]) -> None:
+    """Stream PEFs, one part in memory at a time, into array files below a folder.
+
+    Raises:
+        ValueError: no parts, parts of different kinds or columns, or a folder that holds PEFs.
+    """
+    if (folder / MANIFEST).exists():
+        raise ValueError(f"{folder.name} holds PEFs already; name another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    first: Fishers | None = None
+    n_examples = n_entries = 0
+    counts = dict.fromkeys(ARRAYS, 0)
+    files = {name: (folder / f"{name}.bin").open("wb") for name in ARRAYS}
+    try:
+        for part in parts:
+            first = first or part
+            check_together([first, part])  # refuses what does not belong together
+            arrays = {name: getattr(part, name) for name in ARRAYS}
+            arrays["example"] = part.example + n_examples
+            arrays["offsets"] = part.offsets[1:] + n_entries
+            if part is first:
+                arrays["offsets"] = torch.cat([part.offsets[:1], arrays["offsets"]])
+            else:
+                del arrays["kept"]
+            for name, array in arrays.items():
+                files[name].write(array.cpu().contiguous().numpy().tobytes())
+                counts[name] += array.numel()
+            n_examples, n_entries = n_examples + len(part), n_entries + len(part.values)
+    finally:
+        for file in files.values():
+            file.close()
+    if first is None:
+        raise ValueError("want at least one set of PEFs, got none")
+    manifest = {
+        "kind": first.kind,
+        "parameters": first.parameters,
+        "k": first.k,
+        "normalised": first.normalised,
+        "n_classes": first.logits.shape[1],
+        "arrays": {
+            name: [str(getattr(first, name).numpy().dtype), counts[name]] for name in ARRAYS
+        },
+    }
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1))
+
+
+def read(folder: Path) -> Fishers:
+    """PEFs of a folder that `write` made, mapped into memory: pages are read when used.
+
+    Raises:
+        FileNotFoundError: no finished PEFs there.
+        ValueError: an array file of another length than was written.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(
+            f"no finished PEFs in {folder.name}: {MANIFEST} is missing, so writing did not end; "
+            "remove the folder and write again"
+        )
+    manifest = json.loads((folder / MANIFEST).read_text())
+    arrays = {}
+    for name, (dtype, count) in manifest["arrays"].items():
+        path = folder / f"{name}.bin"
+        want, got = count * np.dtype(dtype).itemsize, path.stat().st_size if path.exists() else 0
+        if got != want:
+            raise ValueError(
+                f"{path.name} has {got:,} bytes, {want:,} were written; remove the folder and "
+                "write again"
+            )
+        # copy on write, so that torch may have the memory without a warning
+        mapped = np.memmap(path, dtype, "c", shape=(count,)) if count else np.empty(0, dtype)
+        arrays[name] = torch.from_numpy(mapped)
+    arrays["logits"] = arrays["logits"].view(-1, manifest["n_classes"])
+    parameters = tuple((name, tuple(shape)) for name, shape in manifest["parameters"])
+    found = _assembled(manifest["kind"], arrays, parameters, manifest["k"])
+    return replace(found, normalised=manifest["normalised"])
+
+
+def _assembled(kind: str, arrays: dict[str, Tensor], parameters: Parameters, k: int) -> Fishers:
+    values, columns, offsets, example, norms, logits, kept = (arrays[name] for name in ARRAYS)
+    return Fishers(kind, values, columns, offsets, example, norms, logits, kept, parameters, k)

@@ -1,0 +1,375 @@
+"""Per-example Fishers of any classifier: exact factors, their norms and their largest entries.
+
+The Fisher of example x is ``F = sum_c p_c s_c s_c^T`` with the scores ``s_c`` (gradients of
+``log p(c|x)``) and the model's own probabilities p, so ``F = A^T A`` with rows ``sqrt(p_c) s_c``.
+A row is one backward pass from the logits with the cotangent ``sqrt(p_c) (e_c - p)``; the softmax
+itself is never differentiated.
+
+Fast way: one forward pass of a batch, one backward pass a class, gradients of all examples by the
+hooks of `lib.gradients`. Where activations are mostly zero (compiled networks), only the rows and
+columns of a layer that an example uses are multiplied. Generic way: ``torch.func``, any network
+that it can differentiate. Which classes take part is decided by `terms`.
+
+Public names: `per_example_fishers`, `terms`, `Terms`; `lib.npeff.archive` keeps what they make.
+
+Source: document 3, section 2.1; specification sections 1 and 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from lib.gradients.flat import check_finite, evaluating, select, size, slices
+from lib.gradients.hooks import (
+    Recorded,
+    UnsupportedLayer,
+    layers_of,
+    own_names,
+    per_example_hooks,
+    record,
+    write_gradients,
+)
+from lib.gradients.outputs import CentredLogit
+from lib.npeff.store import DIAGONAL, LOW_RANK, Fishers, Parameters, concatenate, largest
+
+Progress = Callable[[Sequence[int]], Iterator[int]]
+SPARSE = 0.05  # share of a layer's weights that an example may use for the sparse way to pay
+NUMBERS = 2**26  # of dense gradients held at a time
+SUM_TOLERANCE = 1e-4  # of probabilities
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The classes whose scores make up each example's Fisher, and with which weight."""
+
+    classes: Tensor  # int64 [n, S]
+    weights: Tensor  # float64 [n, S], not negative; the factor's row is weight * score
+    present: Tensor  # bool [n, S]; absent terms have no row
+
+
+def terms(
+    p: Tensor,
+    *,
+    eps: float = 0.0,
+    max_classes: int | None = None,
+    n_samples: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Terms:
+    """Choose the terms of ``F = sum_c p_c s_c s_c^T``.
+
+    Args:
+        p: probabilities, ``[n, C]``, rows sum to one.
+        eps: drop classes less likely than this; the probabilities kept are not normalised anew.
+            The paper takes 3e-3 for ImageNet. The most likely class always stays.
+        max_classes: at most so many, the most likely ones; None is all.
+        n_samples: instead, draw so many classes from p: an unbiased estimate of F whose rank is
+            bounded however many classes there are (the paper leaves large output spaces to
+            future work).
+        generator: of the draws.
+
+    Returns:
+        Classes in ascending order if all take part, else by descending probability.
+
+    Raises:
+        ValueError: NaN, rows that do not sum to one, a threshold outside [0, 1), counts below 1,
+            or a draw without a generator.
+    """
+    if p.ndim != 2 or p.shape[1] < 2:
+        raise ValueError(f"want probabilities [n, C] with C >= 2, got {tuple(p.shape)}")
+    p = p.double()
+    if not p.isfinite().all() or (p < 0).any():
+        raise ValueError(
+            "want probabilities in [0, 1], got NaN or numbers outside; look at the logits"
+        )
+    off = (p.sum(1) - 1).abs().max()
+    if off > SUM_TOLERANCE:
+        raise ValueError(
+            f"want rows that sum to one, got a sum off by {float(off):.2g}; give softmax"
+        )
+    n_classes = p.shape[1]
+    if not 0 <= eps < 1 or (max_classes is not None and max_classes < 1):
+        raise ValueError(f"want 0 <= eps < 1 and max_classes >= 1, got {eps} and {max_classes}")
+    if n_samples is not None:
+        if n_samples < 1 or generator is None:
+            raise ValueError("want n_samples >= 1 and a generator to draw with")
+        return _sampled(p, n_samples, generator)
+    if eps == 0 and (max_classes is None or max_classes >= n_classes):
+        classes = torch.arange(n_classes, device=p.device).expand_as(p)
+        return Terms(classes, p.sqrt(), torch.ones_like(p, dtype=torch.bool))
+    likely, classes = p.sort(dim=1, descending=True, stable=True)
+    return _trimmed(
+        classes[:, :max_classes], likely[:, :max_classes], likely[:, :max_classes] >= eps
+    )
+
+
+def _sampled(p: Tensor, n_samples: int, generator: torch.Generator) -> Terms:
+    draws = torch.multinomial(p.cpu(), n_samples, replacement=True, generator=generator)
+    counts = torch.zeros_like(p).scatter_add_(
+        1, draws.to(p.device), torch.ones_like(draws, dtype=p.dtype).to(p.device)
+    )
+    often, classes = counts.sort(dim=1, descending=True, stable=True)
+    return _trimmed(classes, often / n_samples, often > 0)
+
+
+def _trimmed(classes: Tensor, share: Tensor, present: Tensor) -> Terms:
+    present = present.clone()
+    present[:, 0] = True
+    width = int(present.sum(1).max())
+    weights = torch.where(present, share.sqrt(), 0.0)
+    return Terms(classes[:, :width], weights[:, :width], present[:, :width])
+
+
+def per_example_fishers(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    kind: str = LOW_RANK,
+    k: int,
+    block: Sequence[str] | None = None,
+    eps: float = 0.0,
+    max_classes: int | None = None,
+    n_samples: int | None = None,
+    generator: torch.Generator | None = None,
+    chunk: int | None = None,
+    generic: bool = False,
+    progress: Progress | None = None,
+) -> Fishers:
+    """Per-example Fishers with their k largest entries, raw (not normalised).
+
+    Args:
+        model: a classifier, inputs to logits ``[n, C]``; taken in eval mode and left as it was.
+        x: inputs ``[n, ...]``, on the model's device.
+        kind: `LOW_RANK`: the factor, one row a class; `DIAGONAL`: the diagonal ``sum_c p_c s_c^2``.
+        k: entries kept, over all rows of an example jointly, at most ``C m``.
+        block: names of parameters or modules to differentiate by; None is every parameter.
+        eps, max_classes, n_samples, generator: which classes take part, see `terms`.
+        chunk: examples at a time; None bounds the memory by 256 MB of gradients.
+        generic: use ``torch.func`` even where the hooks know all layers.
+        progress: wraps the list of chunk starts (tqdm).
+
+    Returns:
+        Fishers on all m positions of the block; `prune` them and `normalise` them.
+
+    Raises:
+        ValueError: an unknown kind or block, k out of range, logits or gradients that are not
+            finite (with the example's index).
+
+    Source: document 3, equations 1 and 3; specification 1.1 to 1.5 and 9.
+    """
+    weights = select(model, block)
+    m = size(weights)
+    with evaluating(model), torch.no_grad():
+        n_classes = model(x[:1]).shape[-1]
+    most = m if kind == DIAGONAL else n_classes * m
+    if kind not in (LOW_RANK, DIAGONAL) or not 1 <= k <= most:
+        raise ValueError(
+            f"want kind {LOW_RANK!r} or {DIAGONAL!r} and 1 <= k <= {most:,} (the entries of an "
+            f"example with {m:,} parameters), got {kind!r} and k = {k:,}"
+        )
+    layers = None if generic else _hooked_layers(model, x, block)
+    chunk = chunk or max(1, min(256, NUMBERS // (m * min(n_classes, max_classes or n_classes))))
+    starts: Sequence[int] = range(0, len(x), chunk)
+    parts = []
+    for start in progress(starts) if progress else starts:
+        batch = x[start : start + chunk]
+        recorded = record(model, batch, layers or {})
+        logits = recorded.out.detach()
+        check_finite(logits, start, "logit")
+        p = logits.double().softmax(1)
+        chosen = terms(
+            p, eps=eps, max_classes=max_classes, n_samples=n_samples, generator=generator
+        )
+        cotangents = _cotangents(p, chosen).to(logits.dtype)
+        if layers is None:
+            rows = _generic_rows(model, batch, cotangents, block)
+            entries, position = rows, None
+        elif all(type(layer) is nn.Linear for layer in layers.values()) and _is_sparse(recorded):
+            entries, position = _sparse_rows(recorded, cotangents, layers, weights)
+        else:
+            entries, position = _dense_rows(recorded, cotangents, layers, weights), None
+        check_finite(entries, start)
+        parts.append(_largest_of(kind, entries, position, chosen, logits, m, k))
+    shapes = tuple((name, tuple(weight.shape)) for name, weight in weights.items())
+    return concatenate([_fishers(kind, part, m, shapes, k) for part in parts])
+
+
+def _hooked_layers(
+    model: nn.Module, x: Tensor, block: Sequence[str] | None
+) -> dict[str, nn.Module] | None:
+    """The block's layers if hooks see every use of its weights (verified on two examples)."""
+    try:
+        labels = torch.zeros(min(2, len(x)), dtype=torch.int64, device=x.device)
+        next(per_example_hooks(model, (x[:2], labels), CentredLogit(0), block=block))
+        return layers_of(model, block)
+    except UnsupportedLayer:
+        return None
+
+
+def _cotangents(p: Tensor, chosen: Terms) -> Tensor:
+    """``weight (e_c - p)`` of every term, ``[n, S, C]``: what its backward pass starts from."""
+    found = -p[:, None].repeat(1, chosen.classes.shape[1], 1)
+    top = p.argmax(1, keepdim=True)
+    # 1 - p loses its digits where p is near one; the sum of the other probabilities does not
+    others = (1 - p).scatter(1, top, p.scatter(1, top, 0.0).sum(1, keepdim=True))
+    found.scatter_(2, chosen.classes[..., None], others.gather(1, chosen.classes)[..., None])
+    return found * chosen.weights[..., None]
+
+
+def _generic_rows(
+    model: nn.Module, batch: Tensor, cotangents: Tensor, block: Sequence[str] | None
+) -> Tensor:
+    """Factors ``[b, S, m]`` by ``torch.func``."""
+    fixed, weights = select(model), select(model, block)
+
+    def rows(x: Tensor, cotangent: Tensor) -> Tensor:
+        def logits(chosen: dict[str, Tensor]) -> Tensor:
+            return functional_call(model, {**fixed, **chosen}, (x[None],))[0]
+
+        pull = vjp(logits, weights)[1]
+        found = vmap(lambda one: pull(one)[0])(cotangent)
+        return torch.cat([found[name].flatten(1) for name in weights], 1)
+
+    with evaluating(model), torch.no_grad():
+        return vmap(rows)(batch, cotangents)
+
+
+def _dense_rows(
+    recorded: Recorded,
+    cotangents: Tensor,
+    layers: dict[str, nn.Module],
+    weights: dict[str, Tensor],
+) -> Tensor:
+    """Factors ``[b, S, m]`` by hooks, one backward pass a term."""
+    b, n_terms, _ = cotangents.shape
+    where = slices(weights)
+    rows = recorded.out.new_empty(b, n_terms, size(weights))
+    for s in range(n_terms):
+        calls = recorded.calls(recorded.out, cotangents[:, s], last=s == n_terms - 1)
+        for name, layer in layers.items():
+            views = {
+                own: rows[:, s, where[full]].view(b, *weights[full].shape)
+                for own, full in own_names(name, layer)
+                if full in where
+            }
+            write_gradients(layer, calls[name], views)
+    return rows
+
+
+def _is_sparse(recorded: Recorded) -> bool:
+    """Whether examples use so little of the layers' inputs that zeros are worth skipping."""
+    used = [
+        float((_tokens(x) != 0).any(1).double().mean())
+        for calls in recorded.seen.values()
+        for x, _ in calls
+    ]
+    return sum(used) / len(used) < SPARSE**0.5
+
+
+def _sparse_rows(
+    recorded: Recorded,
+    cotangents: Tensor,
+    layers: dict[str, nn.Module],
+    weights: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Factors on the positions that an example uses: entries ``[b, S, N]``, positions ``[b, N]``.
+
+    Unused slots have position 0 and entry 0.
+    """
+    n_terms = cotangents.shape[1]
+    per_term = [
+        recorded.calls(recorded.out, cotangents[:, s], last=s == n_terms - 1)
+        for s in range(n_terms)
+    ]
+    where = slices(weights)
+    entries, positions = [], []
+    for name, layer in layers.items():
+        assert isinstance(layer, nn.Linear)  # the caller looked
+        names = dict(own_names(name, layer))
+        calls = [terms_[name] for terms_ in per_term]
+        x = torch.cat([_tokens(a) for a, _ in calls[0]], 1)  # [b, T, i]
+        d = torch.stack([torch.cat([_tokens(g) for _, g in c], 1) for c in calls], 1)
+        outputs, d = _compact(d)  # [b, o'], [b, S, T, o']
+        if (full := names.get("bias")) in where:
+            entries.append(d.sum(2))
+            positions.append(outputs + where[full].start)
+        if (full := names.get("weight")) in where:
+            inputs, x = _compact(x[:, None])
+            block = d.mT @ x  # [b, S, o', i']
+            at = where[full].start + outputs[:, :, None] * layer.in_features + inputs[:, None]
+            entries.append(block.flatten(2))
+            positions.append(at.flatten(1))
+    found, at = torch.cat(entries, 2), torch.cat(positions, 1)
+    return found, torch.where((found != 0).any(1), at, 0)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """Inputs of a linear layer as ``[b, T, i]``."""
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def _compact(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The last axis of ``[b, ..., T, i]`` without what is zero in all rows of an example.
+
+    Returns:
+        Indices ``[b, i']`` into the last axis, padded with unused ones, and ``[b, ..., T, i']``.
+    """
+    used = (x != 0).flatten(1, -2).any(1)
+    width = max(1, int(used.sum(1).max()))
+    index = used.byte().sort(dim=1, descending=True, stable=True).indices[:, :width]
+    shape = [len(x), *[1] * (x.ndim - 2), width]
+    return index, x.gather(-1, index.view(shape).expand(*x.shape[:-1], width))
+
+
+Part = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _largest_of(
+    kind: str,
+    rows: Tensor,
+    position: Tensor | None,
+    chosen: Terms,
+    logits: Tensor,
+    m: int,
+    k: int,
+) -> Part:
+    """Values, columns, lengths of rows, their examples, norms, logits of one chunk."""
+    b, _, n_slots = rows.shape
+    if kind == DIAGONAL:
+        entries = rows.square().sum(1, keepdim=True)
+        norms = entries.double().norm(dim=2)[:, 0]
+    else:
+        entries = rows
+        norms = torch.linalg.matrix_norm((rows @ rows.mT).double())
+    flat = entries.flatten(1)
+    kept = largest(flat, k)
+    lengths = torch.tensor([len(i) for i in kept], device=flat.device)
+    example = torch.arange(b, device=flat.device).repeat_interleave(lengths)
+    index = torch.cat(kept)
+    values = flat[example, index]
+    term, slot = index.div(n_slots, rounding_mode="floor"), index % n_slots
+    columns = slot if position is None else position[example, slot]
+    present = chosen.present if kind == LOW_RANK else torch.ones_like(chosen.present[:, :1])
+    # rows are numbered example by example, over the terms that are present
+    number = present.flatten().cumsum(0) - 1
+    row = number[example * present.shape[1] + term]
+    order = (row * m + columns).argsort()
+    return (
+        values[order],
+        columns[order],
+        torch.bincount(row, minlength=int(present.sum())),
+        torch.arange(b, device=flat.device).repeat_interleave(present.sum(1)),
+        norms,
+        logits,
+    )
+
+
+def _fishers(kind: str, part: Part, m: int, shapes: Parameters, k: int) -> Fishers:
+    values, columns, lengths, example, norms, logits = part
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    kept = torch.arange(m, device=values.device)
+    return Fishers(kind, values, columns, offsets, example, norms, logits, kept, shapes, k)
