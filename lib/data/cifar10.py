@@ -6,7 +6,7 @@ Two layouts below DATA_ROOT, the first that is there is used, and the provenance
 JPEG costs a network trained on the original pixels 8 to 14 points of accuracy, so train and test
 on one kind. `load_lossless` reads the first 4,000 training images without any loss.
 
-Public names: `load`, `load_lossless`, `locate`.
+Public names: `load`, `load_lossless`, `load_network`, `locate`, `standardise`, `published_inputs`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib import cache, config
 from lib.data.base import (
@@ -53,6 +53,8 @@ NAMES = (
     "truck",
 )
 JPEG = "cifar10/cifar10_jpeg.npz"
+NETWORK = "cifar10_resnets/resnet20-12fca82f.th"
+NETWORK_CHECKSUM = "sha256:12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"
 LOSSLESS = "cifar10/cifar10_lossless_first4000.npz"
 BATCHES = "cifar-10-batches-py"
 ORIGINAL = "the University of Toronto (Krizhevsky 2009)"
@@ -189,6 +191,40 @@ def standardise(x: Tensor) -> Tensor:
     """Pixels uint8 ``[n, 3, h, w]`` to float32 of about zero mean and unit spread a channel."""
     mean = torch.tensor(MEAN, device=x.device)[:, None, None]
     sd = torch.tensor(SD, device=x.device)[:, None, None]
+    return (x.float() / 255.0 - mean) / sd
+
+
+def load_network(root: Path | None = None, *, checksum: str = NETWORK_CHECKSUM) -> nn.Module:
+    """A published ResNet-20 for CIFAR-10 (recorded test accuracy .918), in eval mode.
+
+    Its inputs are `published_inputs`; its training set were the original pixels of all 50,000
+    training images.
+
+    Raises:
+        MissingData: the file is not there.
+        DamagedData: its checksum is wrong.
+    """
+    from lib import models
+
+    root = root or config.data_root()
+    path = root / NETWORK
+    if not path.is_file():
+        raise missing("the published ResNet-20 for CIFAR-10", root, [NETWORK], public=False)
+    verify_file(path, checksum)
+    stored = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    renamed = {
+        name.removeprefix("module.").replace("linear.", "fc."): value
+        for name, value in stored.items()
+    }
+    model = models.build("resnet20", torch.Generator())
+    model.load_state_dict(renamed, strict=False)  # it lacks counters of batches alone
+    return model.eval()
+
+
+def published_inputs(x: Tensor) -> Tensor:
+    """Pixels uint8 ``[n, 3, 32, 32]`` as the network of `load_network` reads them."""
+    mean = torch.tensor((0.485, 0.456, 0.406), device=x.device)[:, None, None]
+    sd = torch.tensor((0.229, 0.224, 0.225), device=x.device)[:, None, None]
     return (x.float() / 255.0 - mean) / sd
 
 

@@ -167,7 +167,7 @@ def _cifar10(run: Run, progress: Progress | None) -> Testbed:
     hashed = images.provenance.sha256
     seeds = list(range(run.seed, run.seed + size.n_models))
     # every worker reads the images itself: 150 MB a task would cross the network otherwise
-    one = partial(_fetch_cifar, size.network, recipe(run), hashed, run.device)
+    one = partial(fetch_cifar_network, size.network, recipe(run), hashed, run.device)
     states = parallel.map_tasks(one, seeds, progress=progress)
     trained = [_module(size.network, state, run.device) for state in states]
     untrained = [
@@ -190,7 +190,7 @@ def _cifar10(run: Run, progress: Progress | None) -> Testbed:
     )
 
 
-def _fetch_cifar(
+def fetch_cifar_network(
     network: str, how: training.Recipe, hashed: str, device: str, seed: int
 ) -> dict[str, Tensor]:
     """Train one network, or take it from the cache; runs in this process or on a worker."""
