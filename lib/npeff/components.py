@@ -1,0 +1,219 @@
+"""Components of a testbed's network, read on examples that did not make them.
+
+Per-example Fishers of the `fit` examples are factorised, coefficients of the `held_out` ones are
+fitted to the frozen components, and everything is cached: the six notebooks of document 3 share it.
+What a component is tuned to is read from the held-out examples with the largest coefficients.
+
+Public names: `components_of`, `Components`, `tuning`, `Tuning`, `fetch_decomposition`, `N_TOP`.
+
+Source: document 3, sections 2.2 and 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lib import cache
+from lib.gradients.flat import select
+from lib.npeff import archive, concept_search, store
+from lib.npeff.coefficients import fit_coefficients
+from lib.npeff.decomposition import Decomposition, unit
+from lib.npeff.diagonal import decompose_diagonal
+from lib.npeff.factorise import decompose
+from lib.npeff.store import DIAGONAL, Fishers
+from lib.npeff.testbeds import Testbed
+
+Progress = Callable[[Sequence[int]], Iterator[int]]
+N_TOP = 128  # top examples of a component in the document, of 50,000 with 512 components
+
+
+def n_top(n: int, r: int) -> int:
+    """How many of n examples stand for one of r components: the document's share, at most 128."""
+    return min(N_TOP, max(8, round(N_TOP * 512 / 50_000 * n / r)), n)
+
+
+@dataclass(frozen=True)
+class Components:
+    """Components of one network and how strongly examples use them."""
+
+    bed: Testbed
+    decomposition: Decomposition  # of the fit examples; unit components, largest first
+    held_out: Tensor  # [n', r], coefficients of the held-out examples
+    norms: Tensor  # float64 [n'], of their dense PEFs
+    logits: Tensor  # [n', C]
+    shares: Tensor  # float64 [n], q: what of each fit example's PEF the kept entries hold
+
+    @property
+    def top(self) -> Tensor:
+        """Held-out examples with the largest coefficients, int64 `[r, T]`."""
+        return concept_search.top_examples(self.held_out, n_top(*self.held_out.shape))
+
+    @property
+    def predicted(self) -> Tensor:
+        """The network's class of the held-out examples, int64 `[n']`."""
+        return self.logits.argmax(1)
+
+
+def components_of(
+    bed: Testbed,
+    *,
+    kind: str,
+    k: int,
+    r: int,
+    seed: int = 0,
+    steps: int = 400,
+    restarts: int = 1,
+    raw: bool = False,
+    progress: Progress | None = None,
+) -> Components:
+    """Factorise a testbed's PEFs and read the components on its held-out examples.
+
+    Args:
+        kind: LOW_RANK or DIAGONAL.
+        k: entries kept an example.
+        r: components.
+        seed: of the start.
+        steps: joint steps; the components alone take a tenth of that before.
+        restarts: starts, of which the lowest loss is kept.
+        raw: leave the PEFs as they are, the document's first attempt.
+        progress: wraps the lists of parts whose PEFs are made.
+    """
+    fit = fishers_of(bed, "fit", kind=kind, k=k, progress=progress)
+    held = fishers_of(bed, "held_out", kind=kind, k=k, progress=progress)
+    prepared = store.prune(fit if raw else store.normalise(fit))
+    made = fetch_decomposition(prepared, r, seed=seed, steps=steps, restarts=restarts)
+    read = store.select_columns(held if raw else store.normalise(held), prepared.kept)
+    return Components(
+        bed,
+        made,
+        fit_coefficients(made, read),
+        held.norms,
+        held.logits,
+        store.sparse_norms(store.normalise(fit)),
+    )
+
+
+def fishers_of(
+    bed: Testbed, part: str, *, kind: str, k: int, progress: Progress | None = None
+) -> Fishers:
+    """Raw PEFs of the testbed's "fit" or "held_out" examples, by every parameter, cached."""
+    examples = {"fit": bed.fit, "held_out": bed.held_out}[part]
+    m = sum(weight.numel() for weight in select(bed.model).values())
+    most = m if kind == DIAGONAL else m * len(bed.classes)
+    return archive.fetch_fishers(
+        bed.model, examples.x, kind=kind, k=min(k, most), progress=progress
+    )
+
+
+def fetch_decomposition(
+    fishers: Fishers, r: int, *, seed: int, steps: int, restarts: int = 1
+) -> Decomposition:
+    """`decompose` or `decompose_diagonal` through the cache, with unit components, largest first.
+
+    Args:
+        fishers: prepared; raw ones are factorised as they are.
+    """
+    arrays = {name: getattr(fishers, name) for name in ("values", "columns", "offsets", "kept")}
+    config: Mapping[str, object] = {
+        "data": cache.state_hash(arrays),
+        "kind": fishers.kind,
+        "normalised": fishers.normalised,
+        "r": r,
+        "seed": seed,
+        "steps": steps,
+        "restarts": restarts,
+    }
+
+    def build() -> dict[str, Tensor]:
+        made = unit(_decompose(fishers, r, seed, steps, restarts))
+        return {name: getattr(made, name) for name in TENSORS}
+
+    entry = cache.fetch("npeff", config, build, code=[decompose, decompose_diagonal, unit])
+    return Decomposition(
+        fishers.kind,
+        **{name: entry[name] for name in TENSORS},
+        kept=fishers.kept,
+        parameters=fishers.parameters,
+        k=fishers.k,
+        energy=store.energy(fishers),
+        seed=seed,
+        options={"steps": steps, "restarts": restarts},
+    )
+
+
+TENSORS = ("coefficients", "components", "losses", "loss_steps")
+
+
+def _decompose(fishers: Fishers, r: int, seed: int, steps: int, restarts: int) -> Decomposition:
+    raw = not fishers.normalised
+    if fishers.kind == DIAGONAL:
+        return decompose_diagonal(fishers, r, seed=seed, steps=steps, raw=raw)
+    return decompose(
+        fishers,
+        r,
+        seed=seed,
+        component_steps=steps // 10,
+        steps=steps,
+        restarts=restarts,
+        raw=raw,
+    )
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What the top examples of each component have in common."""
+
+    concept: Tensor  # int64 [r], the most frequent concept among the top examples
+    share: Tensor  # float64 [r], of the top examples that have it
+    null: float  # share that the best of r random sets reaches in 95% of draws
+    prediction: Tensor  # float64 [r], share of the most frequent prediction
+    null_prediction: float
+
+    @property
+    def tuned(self) -> Tensor:
+        """Components beyond chance, bool [r]."""
+        return self.share > self.null
+
+
+def tuning(
+    coefficients: Tensor, concept: Tensor, predicted: Tensor, *, seed: int, n_draws: int = 1000
+) -> Tuning:
+    """Concepts and predictions that top examples share, beside random sets.
+
+    Args:
+        coefficients: `[n, r]`.
+        concept: the rule or class of each example, int64 `[n]`.
+        predicted: the network's class, int64 `[n]`.
+        n_draws: of r random sets each.
+
+    Raises:
+        ValueError: shapes that disagree.
+    """
+    n, r = coefficients.shape
+    if concept.shape != (n,) or predicted.shape != (n,):
+        raise ValueError(
+            f"want concept and predicted [{n}], got {concept.shape}, {predicted.shape}"
+        )
+    size = n_top(n, r)
+    top = concept_search.top_examples(coefficients, size)
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.rand(n_draws * r, n, generator=generator).topk(size, dim=1).indices
+    found = [_most_frequent(values[top]) for values in (concept, predicted)]
+    nulls = [
+        _most_frequent(values[random])[1].view(n_draws, r).amax(1).quantile(0.95)
+        for values in (concept, predicted)
+    ]
+    (names, share), (_, prediction) = found
+    return Tuning(names, share, float(nulls[0]), prediction, float(nulls[1]))
+
+
+def _most_frequent(sets: Tensor) -> tuple[Tensor, Tensor]:
+    """The most frequent value of each row of `[s, T]`, and its share."""
+    counts = torch.zeros(len(sets), int(sets.max()) + 1, dtype=torch.float64)
+    counts.scatter_add_(1, sets, torch.ones(sets.shape, dtype=torch.float64))
+    most = counts.max(1)
+    return most.indices, most.values / sets.shape[1]
