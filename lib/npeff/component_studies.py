@@ -148,7 +148,7 @@ def mass_by_module(decomposition: Decomposition) -> tuple[tuple[str, ...], Tenso
 
 
 def agreement(runs: Sequence[Components]) -> Tensor:
-    """Mean largest cosine of coefficient columns between runs, both directions, float64 `[pairs]`."""
+    """Mean largest cosine of coefficients between runs, of both directions, float64 `[pairs]`."""
     found = []
     for i, a in enumerate(runs):
         for b in runs[i + 1 :]:
