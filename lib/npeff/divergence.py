@@ -1,10 +1,11 @@
-"""KL divergences of a model's predictions when its parameters change, example by example.
+"""How predictions change with the parameters: KL divergences, and gradients of the loss.
 
 Divergences are computed in float64 from the logits, both ways. The forward pass runs in the model's
 own precision: below about 1e-6 nats the divergences of a float32 model are noise; measure those
 with ``model.double()`` and data in float64.
 
-Public names: `measured_kl`, `Reference`, `log_probabilities`, `divergences`, `FORWARD`, `REVERSE`.
+Public names: `measured_kl`, `Reference`, `log_probabilities`, `divergences`, `FORWARD`, `REVERSE`,
+`loss_gradient`.
 
 Source: document 3, equation 2; specification 5.2. The paper's is KL(original || perturbed); its
 code computes the other one.
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lib.features import evaluating
-from lib.npeff.perturb import perturbed
+from lib.gradients import cross_entropy
+from lib.npeff.perturb import block, perturbed
 from lib.npeff.store import Parameters
 
 FORWARD, REVERSE = 0, 1  # KL(original || perturbed), the paper's; KL(perturbed || original)
@@ -108,6 +111,43 @@ def measured_kl(
     """Divergences of some examples after each change, `[S, m]` to float64 `[S, 2, n]`, nats."""
     rows = checked_rows(rows[None], 1, len(data[0]))[0]
     return Reference.of(model, data, rows, chunk).after(model, changes, parameters, rows, chunk)[0]
+
+
+def loss_gradient(
+    model: nn.Module,
+    data: Data,
+    parameters: Parameters,
+    rows: Tensor,
+    *,
+    weights: Tensor | None = None,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """Gradient of the summed cross-entropy of some examples, `[m]` in the model's dtype.
+
+    Args:
+        rows: int64 ``[n]``; weights: of each example in the sum, ``[n]``, 1 if not given.
+
+    Raises:
+        ValueError: a gradient that is not finite.
+    """
+    rows = checked_rows(rows[None], 1, len(data[0]))[0]
+    leaves = {k: w.detach().requires_grad_() for k, w in block(model, parameters).items()}
+    first = next(iter(leaves.values()))
+    scale = torch.ones(len(rows)) if weights is None else weights
+    total = torch.zeros(sum(w.numel() for w in leaves.values())).to(first)
+    with evaluating(model), torch.enable_grad():
+        for part, share in zip(rows.split(chunk), scale.to(first).split(chunk), strict=True):
+            x, y = (t[part.to(t.device)].to(first.device) for t in data)
+            loss = (cross_entropy(functional_call(model, leaves, (x,)), y) * share).sum()
+            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            flat = [
+                (torch.zeros_like(w) if g is None else g).flatten()
+                for g, w in zip(found, leaves.values(), strict=True)
+            ]
+            total += torch.cat(flat)
+    if not total.isfinite().all():
+        raise ValueError("the gradient of the loss holds NaN or infinity; look at the inputs")
+    return total
 
 
 def checked_rows(rows: Tensor, k: int, n: int) -> Tensor:
