@@ -5,7 +5,7 @@ own precision: below about 1e-6 nats the divergences of a float32 model are nois
 with ``model.double()`` and data in float64.
 
 Public names: `measured_kl`, `Reference`, `log_probabilities`, `divergences`, `FORWARD`, `REVERSE`,
-`loss_gradient`.
+`loss_and_gradient`.
 
 Source: document 3, equation 2; specification 5.2. The paper's is KL(original || perturbed); its
 code computes the other one.
@@ -113,7 +113,7 @@ def measured_kl(
     return Reference.of(model, data, rows, chunk).after(model, changes, parameters, rows, chunk)[0]
 
 
-def loss_gradient(
+def loss_and_gradient(
     model: nn.Module,
     data: Data,
     parameters: Parameters,
@@ -121,11 +121,11 @@ def loss_gradient(
     *,
     weights: Tensor | None = None,
     chunk: int = CHUNK,
-) -> Tensor:
-    """Gradient of the summed cross-entropy of some examples, `[m]` in the model's dtype.
+) -> tuple[float, Tensor]:
+    """Summed cross-entropy of some examples in nats, and its gradient `[m]` in the model's dtype.
 
     Args:
-        rows: int64 ``[n]``; weights: of each example in the sum, ``[n]``, 1 if not given.
+        rows: int64 ``[n]``, weights: of each example in the sum, ``[n]``, 1 if not given.
 
     Raises:
         ValueError: a gradient that is not finite.
@@ -134,11 +134,13 @@ def loss_gradient(
     leaves = {k: w.detach().requires_grad_() for k, w in block(model, parameters).items()}
     first = next(iter(leaves.values()))
     scale = torch.ones(len(rows)) if weights is None else weights
+    value = 0.0
     total = torch.zeros(sum(w.numel() for w in leaves.values())).to(first)
     with evaluating(model), torch.enable_grad():
         for part, share in zip(rows.split(chunk), scale.to(first).split(chunk), strict=True):
             x, y = (t[part.to(t.device)].to(first.device) for t in data)
             loss = (cross_entropy(functional_call(model, leaves, (x,)), y) * share).sum()
+            value += float(loss.detach())
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             flat = [
                 (torch.zeros_like(w) if g is None else g).flatten()
@@ -147,7 +149,7 @@ def loss_gradient(
             total += torch.cat(flat)
     if not total.isfinite().all():
         raise ValueError("the gradient of the loss holds NaN or infinity; look at the inputs")
-    return total
+    return value, total
 
 
 def checked_rows(rows: Tensor, k: int, n: int) -> Tensor:

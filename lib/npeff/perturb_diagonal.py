@@ -35,7 +35,7 @@ from lib.npeff.divergence import (
     Reference,
     checked_rows,
     log_probabilities,
-    loss_gradient,
+    loss_and_gradient,
 )
 from lib.npeff.perturb import block, n_positions, scatter
 from lib.npeff.selectivity import Selectivity, respond
@@ -323,7 +323,8 @@ def measure_diagonal(
     def searched(j: int) -> Tensor:
         """The change of component j, `[1, m]`; notes where the search ended."""
         # summed over the top examples, gold labels
-        sign = loss_gradient(model, data, parameters, top[j], chunk=chunk).sign().cpu()
+        _, gradient = loss_and_gradient(model, data, parameters, top[j], chunk=chunk)
+        sign = gradient.sign().cpu()
         h = scatter(components[j].cpu(), kept.cpu(), parameters)
 
         def change(delta: float, share: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lib.npeff import perturb_diagonal as diagonal
 from lib.npeff import selectivity
-from lib.npeff.divergence import log_probabilities, loss_gradient
+from lib.npeff.divergence import log_probabilities, loss_and_gradient
 
 N, D, C = 120, 9, 3
 
@@ -79,9 +79,10 @@ def test_loss_gradient_is_that_of_the_sum(model, data) -> None:
     wanted = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
     parameters = parameters_of(model)
     for chunk in (2, 10):
-        found = loss_gradient(model, data, parameters, rows, chunk=chunk)
+        value, found = loss_and_gradient(model, data, parameters, rows, chunk=chunk)
+        assert value == pytest.approx(loss.item())
         torch.testing.assert_close(found, wanted)
-    twice = loss_gradient(model, data, parameters, rows, weights=torch.tensor([2.0, 2, 2]))
+    _, twice = loss_and_gradient(model, data, parameters, rows, weights=torch.tensor([2.0, 2, 2]))
     torch.testing.assert_close(twice, 2 * wanted)
 
 
@@ -229,8 +230,7 @@ def test_planted_diagonal_components_are_selective() -> None:
         assert torch.equal(linear.weight, before)
     # a step against the loss lowers it on the examples that it was made for
     top = selectivity.top_examples(w, 20)[0]
-    sign = loss_gradient(linear, (x, y), parameters, top).sign()
-    change = diagonal.average(h[0], dataset, sign, 1e-3, 0.5)
-    gradient = loss_gradient(linear, (x, y), parameters, top)
+    _, gradient = loss_and_gradient(linear, (x, y), parameters, top)
+    change = diagonal.average(h[0], dataset, gradient.sign(), 1e-3, 0.5)
     assert change @ gradient < 0
     assert log_probabilities(linear, x, top).shape == (20, C)
