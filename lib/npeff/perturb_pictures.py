@@ -10,7 +10,7 @@ Public names: `ratio_histograms`, `predicted_against_measured`, `accuracy_agains
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ def ratio_histograms(found: Mapping[str, Ratios]) -> Figure:
         kinds = [_log2(kl), _log2(norm), _log2(random.flatten())]
         everything = torch.cat(kinds)
         low, high = float(everything.min()), float(everything.max())
-        edges = torch.linspace(low, max(high, low + 1e-3), N_BINS + 1).numpy()
-        styles = (
+        edges = torch.linspace(low, max(high, low + 1e-3), N_BINS + 1).tolist()
+        styles: tuple[tuple[str, str, dict[str, Any]], ...] = (
             ("KL divergence", "main", {"alpha": 0.65}),
             ("PEF norm", "second", {"alpha": 0.65, "hatch": "///", "edgecolor": "white"}),
             ("KL, random direction", "control", {"histtype": "step", "linewidth": 1.3}),
