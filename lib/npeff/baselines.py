@@ -5,8 +5,9 @@ tell what the Fishers add from what non-negativity does; and a test whether the 
 group have to do with the prediction of a class (TCAV, `lib.attribution.tcav`).
 
 The test takes the runs of one group for independent, though they share the group's examples.
-Random sets of examples that are put through the same test show how often it passes by chance, and
-a second test takes the group for what it is, one draw among random sets.
+Random sets of examples that are put through the same test show how often it passes by chance. A
+second test takes the group for what it is, one draw among random sets; corrected for hundreds of
+tests it finds little with few random sets, and the rank of a group among them says more.
 
 Public names: `cluster`, `Clusters`, `factorise_activations`, `ActivationFactors`,
 `concept_tests`, `ConceptTests`, `N_CLUSTERS`.
@@ -144,6 +145,8 @@ class ConceptTests:
     p_one: Tensor  # float64 [k, K], the group one draw among random sets, corrected alike
     p_random: Tensor  # float64 [N, K], as p, random sets in place of groups
     p_one_random: Tensor  # float64 [N, K], as p_one
+    strength: Tensor  # float64 [k], largest |score - mean of random sets| over classes, in their sd
+    strength_random: Tensor  # float64 [N], each random set among the others
     level: float
 
     def passes(self) -> Tensor:
@@ -153,6 +156,15 @@ class ConceptTests:
     def passes_one(self) -> Tensor:
         """Groups significant for any class as one draw among random sets, bool `[k]`."""
         return (self.p_one < self.level).any(1)
+
+    def p_rank(self) -> Tensor:
+        """Share of random sets at least as strong, itself counted, float64 `[k]`; any class.
+
+        Of a random set it is below `level` with about that probability. It needs 1 / level random
+        sets, and no correction for classes; groups are not corrected for.
+        """
+        beyond = (self.strength_random >= self.strength[:, None]).sum(1)
+        return (1 + beyond).double() / (1 + len(self.strength_random))
 
     def random_passes(self) -> Tensor:
         """Random sets that Welch's test calls significant for any class, bool `[N]`."""
@@ -227,6 +239,11 @@ def concept_tests(
         found.append(tcav.test(scores, null))
     # a random set is compared with the other ones
     random = [tcav.test(null[i], torch.cat([null[:i], null[i + 1 :]])) for i in range(n_random)]
+    means = null.mean(1)  # [N, K]
+    strengths = [_strength(t.score, means) for t in found]
+    random_strengths = [
+        _strength(means[i], torch.cat([means[:i], means[i + 1 :]])) for i in range(n_random)
+    ]
     n_tests = len(top) * len(slopes)
 
     def corrected(tests: Sequence[tcav.Test], name: str) -> Tensor:
@@ -238,8 +255,15 @@ def concept_tests(
         corrected(found, "p_one"),
         corrected(random, "p_t"),
         corrected(random, "p_one"),
+        torch.stack(strengths),
+        torch.stack(random_strengths),
         level,
     )
+
+
+def _strength(score: Tensor, means: Tensor) -> Tensor:
+    """Largest distance of scores `[K]` from those of random sets `[N, K]`, in their sd."""
+    return ((score - means.mean(0)).abs() / means.std(0).clamp_min(1e-12)).amax()
 
 
 def _check_matrix(activations: Tensor) -> None:

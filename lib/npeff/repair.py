@@ -10,7 +10,9 @@ gradient evaluations, without a component. Fine-tuning with as many evaluations 
 the whole search has of the loss, in the control's favour. Random directions, one a candidate and
 of its length: their best result is what choosing among so many gives by chance.
 
-Public names: `repair`, `Repair`, `Change`, `Split`, `split`.
+`accuracy_gains` is the paper's own way, with random directions beside it.
+
+Public names: `repair`, `Repair`, `Change`, `Split`, `split`, `accuracy_gains`, `Gains`.
 
 Source: document 3, section 3.5, which leaves the use of loss gradients to future work: all of
 this but the candidates is this project's. Specification 7.
@@ -29,13 +31,15 @@ from lib.features import Progress
 from lib.npeff.divergence import (
     CHUNK,
     Data,
+    Reference,
     checked_rows,
     log_probabilities,
     loss_and_gradient,
 )
 from lib.npeff.perturb import Directions, perturbed, random_directions, scatter
 
-SIZES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)  # the paper's are 0.1 and 0.3
+NORM = 0.3  # of the paper's repairs
+SIZES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)  # of the line search, this project's
 GROW, SHRINK = 1.5, 0.5  # of fine-tuning's rate, after a step that lowers the loss or does not
 
 
@@ -118,6 +122,71 @@ class Repair:
     def largest(self) -> float:
         """Largest net gain of the candidates, whichever was selected: what `null` is null of."""
         return max(self.net(change) for change in self.candidates)
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Accuracy gained by moves of one norm, float64 `[k]` each; components and random directions.
+
+    "same": the sign is the better one on the examples that the gain is counted on, the paper's
+    way; with two tries each and k of them the best one gains by chance. "other": the sign is
+    chosen on the selection set and the gain counted on the test set.
+    """
+
+    same: Tensor
+    other: Tensor
+    random_same: Tensor
+    random_other: Tensor
+
+
+def accuracy_gains(
+    model: nn.Module,
+    data: Data,
+    directions: Directions,
+    candidates: Tensor,
+    *,
+    norm: float = NORM,
+    selection: Tensor,
+    test: Tensor,
+    generator: torch.Generator,
+    chunk: int = CHUNK,
+    progress: Progress | None = None,
+) -> Gains:
+    """The paper's own repair: move by a fixed norm both ways and keep the better sign.
+
+    Args:
+        candidates: int64 ``[k]``, which directions to try, chosen on other examples.
+        selection, test: int64, disjoint examples, rows of `data`.
+        generator: of a random direction for each candidate, on the same parameters.
+        progress: wraps the range of candidates.
+
+    Raises:
+        ValueError: a norm that is not positive, or sets that share examples.
+
+    Source: document 3, section 3.5; the disjoint sets and random directions are this project's.
+    """
+    if not norm > 0:
+        raise ValueError(f"want a norm above 0, got {norm}")
+    checked_rows(candidates[None], 1, len(directions))
+    rows = torch.cat([selection, test])
+    checked_rows(rows[None], 1, len(data[0]))
+    if len(rows.unique()) < len(rows) or not len(selection) or not len(test):
+        raise ValueError("want selection and test examples, at least one each and none twice")
+    before = Reference.of(model, data, rows, chunk)
+    found = []
+    for i in progress(range(len(candidates))) if progress else range(len(candidates)):
+        unit = directions.unit[candidates[i]]
+        other = random_directions(unit != 0, 1, generator)[0].to(unit)
+        for u in (unit, other):
+            change = scatter(norm * u, directions.kept, directions.parameters)
+            both = torch.stack([change, -change])
+            _, right = before.after(model, both, directions.parameters, rows, chunk)
+            n = len(selection)
+            chosen, counted = (part.mean(1) for part in (right[:, :n], right[:, n:]))
+            gains = counted[1:] - counted[0]
+            found.append(torch.stack([gains.amax(), gains[chosen[1:].argmax()]]))
+    same, other_set = torch.stack(found).view(-1, 2, 2).unbind(2)
+    return Gains(same[:, 0], other_set[:, 0], same[:, 1], other_set[:, 1])
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,8 @@ def norm_ratios(norms: Tensor, top: Tensor, baseline: Tensor) -> Tensor:
         checked_rows(top, len(top), len(norms)),
         checked_rows(baseline[None], 1, len(norms))[0],
     )
-    return norms.double()[top].mean(1) / norms.double()[baseline].mean()
+    norms = norms.double().cpu()
+    return norms[top].mean(1) / norms[baseline].mean()
 
 
 @dataclass(frozen=True)

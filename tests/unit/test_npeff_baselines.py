@@ -109,6 +109,7 @@ def test_group_that_moves_a_class_passes_both_tests(layer) -> None:
     assert found.passes().all()
     assert found.passes_one().all()
     assert found.p[0, 0] < 1e-3
+    assert found.p_rank().item() == pytest.approx(1 / 13)  # beyond all 12 random sets
     assert found.score[0, 0] > 0.9
 
 
@@ -121,6 +122,7 @@ def test_random_sets_pass_too_often_by_welch_and_not_as_one_draw() -> None:
     assert found.passes().sum() > found.passes_one().sum()
     assert found.random_passes().sum() > found.random_passes_one().sum()
     assert found.passes_one().sum() <= 1
+    assert (found.p_rank() < 0.05).sum() <= 3
     assert found.random_passes_one().sum() <= 2
 
 

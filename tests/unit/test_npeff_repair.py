@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.npeff import perturb
-from lib.npeff.repair import Repair, Split, repair, split
+from lib.npeff.repair import Gains, Repair, Split, accuracy_gains, repair, split
 
 N, D = 400, 6
 FLAW = 2  # of the directions, the one that carries the heuristic
@@ -157,3 +157,39 @@ def test_data_with_nan_are_refused(case) -> None:
     x[case["selection"].counter[0]] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         run(case, data=(x, case["data"][1]))
+
+
+def gains(case: dict, **options) -> Gains:
+    first = [case[k] for k in ("model", "data", "directions", "candidates")]
+    settings = {
+        "norm": 2.0,
+        "selection": case["selection"].rows,
+        "test": case["test"].rows,
+        "generator": draw(3),
+    }
+    return accuracy_gains(*first, **(settings | options))
+
+
+def test_fixed_moves_gain_what_a_copy_of_the_model_does(case) -> None:
+    found = gains(case)
+    x, y = case["data"]
+    weight, bias = (w.detach() for w in case["model"].parameters())
+    for i, j in enumerate(case["candidates"]):
+        step = 2.0 * case["directions"].unit[j].view(2, D)
+        right = [((x @ (weight + s * step).T + bias).argmax(1) == y).double() for s in (0, 1, -1)]
+        test = [float(r[case["test"].rows].mean()) for r in right]
+        selection = [float(r[case["selection"].rows].mean()) for r in right]
+        assert found.same[i].item() == pytest.approx(max(test[1:]) - test[0])
+        sign = 1 if selection[1] >= selection[2] else 2
+        assert found.other[i].item() == pytest.approx(test[sign] - test[0])
+    assert found.other.argmax() == case["candidates"].tolist().index(FLAW)
+    assert found.other.max() > found.random_other.max()
+    assert (found.same >= found.other).all()
+    assert (found.random_same >= found.random_other).all()
+
+
+def test_bad_fixed_moves_are_refused(case) -> None:
+    with pytest.raises(ValueError, match="norm"):
+        gains(case, norm=0.0)
+    with pytest.raises(ValueError, match="none twice"):
+        gains(case, test=case["selection"].rows)
