@@ -11,7 +11,9 @@ what is found in the weights has a known place.
 Public names: `compile_program`, `Compiled`, `Region`, `one_hot_errors`, `error_bounds`.
 
 Source: specification sections 6.3 and 6.4. The original compiler has numerical variables and
-biases of zero besides; both are left out.
+biases of zero besides; both are left out. One departure: its hidden units that are off stand at
+exactly 0, where what attention leaks, or the order of a sum, decides whether a gradient passes
+(float32 and float64, or two batch sizes, then differ). Here a unit needs `margin` more to be on.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from lib.npeff.program.expressions import (
 from lib.npeff.program.transformer import CompiledTransformer
 
 ONE, BOS = 0, 1  # the first two places of the residual stream
+MARGIN = 2.0**-10  # over what attention leaks at cold = 20; exact in binary
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ class Compiled:
         return sum(weight.numel() for weight in self.model.parameters())
 
 
-def compile_program(program: Program, *, cold: float = 100.0, beta: float = 1.0) -> Compiled:
+def compile_program(
+    program: Program, *, cold: float = 100.0, beta: float = 1.0, margin: float = MARGIN
+) -> Compiled:
     """Compile a program, in float32 on the CPU.
 
     Args:
@@ -85,12 +90,16 @@ def compile_program(program: Program, *, cold: float = 100.0, beta: float = 1.0)
             to at its key size of 25, and leaves gradients in the queries and keys.
         beta: the logits are beta times the one-hot output. How the document made probabilities is
             not known; with 3 classes, beta = 1 makes them .576, .212 and .212.
+        margin: a hidden unit is ReLU(its inputs - margin) / (1 - margin); 0 is the original's.
 
     Raises:
-        ValueError: `cold` or `beta` is not positive, or `cold` is too low for attention to choose.
+        ValueError: `cold` or `beta` is not positive, `cold` is too low for attention to choose, or
+            the margin is not in [0, 0.5).
     """
     if not (0 < cold < float("inf") and 0 < beta < float("inf")):
         raise ValueError(f"want positive finite cold and beta, got {cold} and {beta}")
+    if not 0 <= margin < 0.5:
+        raise ValueError(f"want a margin in [0, 0.5), got {margin}")
     if exp(-cold / 2) * program.length > 0.1:
         raise ValueError(
             f"want a cold at which a query picks one of {program.length} positions, got {cold}; "
@@ -131,7 +140,7 @@ def compile_program(program: Program, *, cold: float = 100.0, beta: float = 1.0)
             regions += _head_regions(layer, slice(at, n_heads * key_size), start, None)
         at = 0
         for node in placed[2 * layer + 1]:
-            _fill_units(model, layer, at, node, blocks)
+            _fill_units(model, layer, at, node, blocks, margin)
             end = at + n_units(node)
             regions += _unit_regions(layer, slice(at, end), start, node.name)
             at = end
@@ -203,7 +212,7 @@ def _fill_head(
     cold: float,
 ) -> None:
     """One head: score cold for a key that fits, cold / 2 for BOS, 0 otherwise."""
-    part = model.layers[layer]
+    part = model.layer(layer)
     key, query, value = (blocks[x.name] for x in node.inputs)
     n_keys, n_values, key_size = len(node.keys.values), len(node.values), at.stop - at.start
     fits = torch.tensor(
@@ -220,18 +229,28 @@ def _fill_head(
 
 @torch.no_grad()
 def _fill_units(
-    model: CompiledTransformer, layer: int, at: int, node: Node, blocks: Mapping[str, slice]
+    model: CompiledTransformer,
+    layer: int,
+    at: int,
+    node: Node,
+    blocks: Mapping[str, slice],
+    margin: float,
 ) -> None:
-    """Hidden units of a map: one a value; of a pair map: ReLU(x_u + y_v - 1), one a pair."""
-    up, down = model.layers[layer].w_1.weight, model.layers[layer].w_2.weight
+    """Hidden units of a map: one a value; of a pair map: ReLU(x_u + y_v - 1), one a pair.
+
+    Both less the margin, and scaled so that a unit that is on writes 1.
+    """
+    up, down = model.layer(layer).w_1.weight, model.layer(layer).w_2.weight
     number = {value: i for i, value in enumerate(node.values)}
     out = blocks[node.name].start
+    up[at : at + n_units(node), ONE] = -margin
+    scale = 1 / (1 - margin)
     if isinstance(node, Map):
         first = blocks[node.source.name].start
         for i, u in enumerate(node.source.values):
             up[at + number[node.function(u)], first + i] = 1
         for unit in range(len(node.values)):
-            down[out + unit, at + unit] = 1
+            down[out + unit, at + unit] = scale
         return
     assert isinstance(node, PairMap)
     first, second = blocks[node.first.name].start, blocks[node.second.name].start
@@ -240,8 +259,8 @@ def _fill_units(
             unit = at + i * len(node.second.values) + j
             up[unit, first + i] += 1  # added: both inputs may be one variable
             up[unit, second + j] += 1
-            up[unit, ONE] = -1
-            down[out + number[node.function(u, v)], unit] = 1
+            up[unit, ONE] -= 1
+            down[out + number[node.function(u, v)], unit] = scale
 
 
 def _head_regions(layer: int, at: slice, width: int, variable: str | None) -> list[Region]:
@@ -287,14 +306,14 @@ def one_hot_errors(compiled: Compiled, ids: Tensor, *, chunk: int = 256) -> dict
     return worst
 
 
-def error_bounds(program: Program, cold: float) -> dict[str, float]:
+def error_bounds(program: Program, cold: float, margin: float = MARGIN) -> dict[str, float]:
     """A bound of `one_hot_errors` in exact arithmetic, from what attention leaks.
 
     Let e be 1 minus the entry of the true value, or the sum of the block where there is no value.
     Entries are never negative and sum to at most 1, so e bounds every entry's error. A map keeps
-    e; a pair map adds those of its inputs (a lower bound of the probability that two events occur
-    together); a head leaves at most T exp(-cold/2) to the wrong positions, more if its keys and
-    queries are not exact themselves. A bound above 1 says nothing and is given as 1.
+    e; a pair map adds those of its inputs (as the probability that one of two events fails), both
+    over 1 - margin; a head leaves at most T exp(-cold/2) to the wrong positions, more if its keys
+    and queries are not exact themselves. A bound above 1 says nothing and is given as 1.
 
     Returns:
         Variable -> bound.
@@ -309,8 +328,10 @@ def error_bounds(program: Program, cold: float) -> dict[str, float]:
             lead = cold * (0.5 - 2 * (key + query))
             bound = program.length * exp(-lead) + value
         elif isinstance(node, PairMap):
-            bound = bounds[node.first.name] + bounds[node.second.name]
+            bound = (bounds[node.first.name] + bounds[node.second.name]) / (1 - margin)
+        elif isinstance(node, Map):
+            bound = bounds[node.source.name] / (1 - margin)
         else:
-            bound = bounds[node.inputs[0].name] if node.inputs else 0.0
+            bound = 0.0
         bounds[node.name] = min(bound, 1.0)
     return bounds

@@ -4,7 +4,7 @@ No layer normalisation, no biases, no mask. All parameters are weights of `nn.Li
 are called once, so per-example gradients can be read with hooks (`lib.gradients`); the embedding
 and the read-out are fixed and are buffers. A first position, BOS, is put before the words.
 
-Public names: `CompiledTransformer`, `MATRICES`.
+Public names: `CompiledTransformer`, `Layer`, `MATRICES`.
 
 Source: specification sections 6.3 and 6.4, step 4.
 """
@@ -58,8 +58,14 @@ class CompiledTransformer(nn.Module):
         self.beta = beta
         width = len(bos)
         self.layers = nn.ModuleList(
-            _Layer(width, n_heads, key_size, n_hidden) for _ in range(n_layers)
+            Layer(width, n_heads, key_size, n_hidden) for _ in range(n_layers)
         )
+
+    def layer(self, i: int) -> Layer:
+        """One of the layers."""
+        layer = self.layers[i]
+        assert isinstance(layer, Layer)
+        return layer
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits `[..., C]`.
@@ -89,7 +95,9 @@ class CompiledTransformer(nn.Module):
         return x.reshape(*ids.shape[:-1], t + 1, -1)
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
+    """Attention, then a ReLU layer, each added to its input."""
+
     def __init__(self, width: int, n_heads: int, key_size: int, n_hidden: int) -> None:
         super().__init__()
         self.n_heads = n_heads
