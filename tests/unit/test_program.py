@@ -243,19 +243,22 @@ def test_mass_of_a_planted_direction_lies_where_it_was_planted():
         places[name] = start
         start += weight.numel()
     column = found.blocks["first"].start  # the value "a" of `first`
-    direction = torch.zeros(2, found.n_parameters)
+    direction = torch.zeros(3, found.n_parameters)
     direction[0, places["layers.0.w_1.weight"] + column] = 3  # into the first unit of `upper`
     direction[1, places["layers.1.w_q.weight"] + column] = 1  # a head that nothing uses
     direction[1, places["layers.0.w_1.weight"]] = 2  # reads the constant
+    row = found.blocks["again"].start  # from the first unit of `upper` into `again`
+    direction[2, places["layers.0.w_2.weight"] + row * found.n_hidden] = -1
     where = mass(of, torch.arange(found.n_parameters), direction)
     number = {name: i for i, name in enumerate(where.variables)}
     for shares in (where.layer, where.matrix, where.computes, where.touches):
-        assert_close(shares.sum(1), torch.ones(2, dtype=torch.float64))
+        assert_close(shares.sum(1), torch.ones(3, dtype=torch.float64))
     assert where.computes[0, number["upper"]] == where.touches[0, number["first"]] == 1
     assert where.layer[0].tolist() == [1, 0]
     assert where.matrix[0, MATRICES.index("w_1")] == 1
     assert_close(where.layer[1].tolist(), [0.8, 0.2])
     assert where.computes[1, -1].item() == pytest.approx(0.2)
     assert where.touches[1, -1].item() == pytest.approx(0.8)
+    assert where.computes[2, number["upper"]] == where.touches[2, number["again"]] == 1
     some = torch.tensor([places["layers.0.w_1.weight"] + column, 0])
     assert_close(mass(of, some, direction[:1, some]).computes, where.computes[:1])
