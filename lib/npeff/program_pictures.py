@@ -56,8 +56,8 @@ def diagram(compiled: Compiled) -> Figure:
         "trees": (12.5, 1.0, held(f"{len(trees)} ORs: entail,\ncontradict", *trees)),
         "label": (14.1, 1.0, held("label", "label")),
     }
-    fig, (axis,) = figures.panels(width=figures.TWO_COLUMN, height=2.2)
-    axis.set(xlim=(0, 14.7), ylim=(-0.9, 3.0))
+    fig, (axis,) = figures.panels(width=figures.TWO_COLUMN, height=1.9)
+    axis.set(xlim=(0, 14.7), ylim=(-0.75, 2.75))
     axis.axis("off")
     drawn = {}
     for key, (x, y, words) in boxes.items():
@@ -146,33 +146,37 @@ def purity_curves(found: Mapping[str, Search], levels: Sequence[float] = LEVELS)
                 label=name,
             )
         words = "all concepts" if limit == 1 else f"concepts of ≤ {limit:.0%} of the data"
-        axis.set(title=words, xlabel="share of top examples", ylim=(-0.03, 1.03))
+        axis.set(title=words, xlabel="share that has the concept", ylim=(-0.03, 1.03))
     axes[0].set_ylabel("share of sets that reach it")
     figures.legend(fig, axes[0])
     return fig
 
 
-def mass_map(where: Mass, layer_of: Mapping[str, int], *, least: float = 0.05) -> Figure:
+def mass_map(where: Mass, layer_of: Mapping[str, int], *, n_shown: int = 20) -> Figure:
     """Where components lie: share of squared length by layer, and by the variable computed.
 
     Args:
         where: of r components; they are shown in order of their mean layer.
         layer_of: from the compiled program.
-        least: variables below this share in every component are drawn as one, "others".
+        n_shown: variables with the largest shares; the rest, and padding, are drawn as "others".
     """
     depth = where.layer @ torch.arange(where.layer.shape[1], dtype=where.layer.dtype)
     order = depth.argsort(stable=True)
     shares = where.computes[order]
-    large = [i for i in range(len(where.variables)) if shares[:, i].max() >= least]
-    large.sort(key=lambda i: (layer_of[where.variables[i]], i))
+    most = shares[:, :-1].amax(0)
+    ranked = most.argsort(descending=True, stable=True)[:n_shown].tolist()
+    large = sorted(
+        (i for i in ranked if most[i] > 0), key=lambda i: (layer_of[where.variables[i]], i)
+    )
     rest = shares.sum(1) - shares[:, large].sum(1)
     columns = torch.cat([shares[:, large], rest[:, None].clamp(min=0)], 1)
     names = [f"{layer_of[where.variables[i]]}  {where.variables[i]}" for i in large]
     height = min(0.9 + 0.11 * len(order), 6.0) + 0.6
     ratios = [where.layer.shape[1], max(len(names) + 1, 6)]
     fig, (left, right) = figures.panels(1, 2, height=height, width_ratios=ratios)
-    _heat(left, where.layer[order], [str(i) for i in range(where.layer.shape[1])])
-    image = _heat(right, columns, [*names, "others"])
+    most_of_all = max(where.layer.max().item(), columns.max().item())
+    _heat(left, where.layer[order], [str(i) for i in range(where.layer.shape[1])], most_of_all)
+    image = _heat(right, columns, [*names, "others"], most_of_all)
     left.set(xlabel="layer", ylabel="component, by mean layer", title="by layer")
     left.tick_params(axis="x", rotation=0)
     right.set(xlabel="layer and variable computed there", title="by variable")
@@ -183,7 +187,7 @@ def mass_map(where: Mass, layer_of: Mapping[str, int], *, least: float = 0.05) -
     return fig
 
 
-def _heat(axis: Axes, values: torch.Tensor, names: Sequence[str]) -> AxesImage:
-    image = axis.imshow(values.numpy(), aspect="auto", vmin=0, vmax=1, interpolation="nearest")
+def _heat(axis: Axes, values: torch.Tensor, names: Sequence[str], most: float) -> AxesImage:
+    image = axis.imshow(values.numpy(), aspect="auto", vmin=0, vmax=most, interpolation="nearest")
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     return image
