@@ -1,0 +1,105 @@
+"""Figures and tables of notebook 33 say what the results say."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from lib import figures
+from lib.npeff import concept_search as concepts
+from lib.npeff import program as programs
+from lib.npeff import program_pictures as pictures
+from lib.npeff.concept_search import Search
+from lib.npeff.program import Compiled, inference
+from lib.npeff.program.location import Mass, mass, owners
+
+
+@pytest.fixture(autouse=True)
+def _style():
+    figures.use_style()
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Compiled:
+    return programs.compile_program(inference.build())
+
+
+@pytest.fixture(scope="module")
+def found() -> Search:
+    """Two sets of 200 examples: one with "rare", which 30 of them have, one with nothing."""
+    i = torch.arange(200)
+    truth = torch.stack([i < 30, i % 2 == 0], 1)
+    made = concepts.both_polarities(truth, ("rare", "even"))
+    top = torch.stack([i[:20], torch.cat([i[25:35], i[100:110]])])
+    return concepts.search(top, made, (i % 3 == 0).long(), seed=0, n_random=40)
+
+
+@pytest.fixture(scope="module")
+def where(compiled: Compiled) -> Mass:
+    """Two components: one in the first layer's heads, one in the unit that makes the label."""
+    of = owners(compiled)
+    number = {name: i for i, name in enumerate(of.variables)}
+    components = torch.zeros(2, len(of.layer))
+    components[1, (of.computes == number["prem"]).nonzero().flatten()[:3]] = 1
+    components[0, (of.computes == number["label"]).nonzero().flatten()[:3]] = 1
+    return mass(of, torch.arange(len(of.layer)), components)
+
+
+def test_the_diagram_says_what_each_group_holds(compiled: Compiled):
+    (axis,) = pictures.diagram(compiled).axes
+    words = [text.get_text() for text in axis.texts if text.get_text()]
+    assert len(words) == 11
+    whole = " ".join(words)
+    assert "16 tests" in whole  # 4 + 3 + 9
+    assert "20 ANDs" in whole  # 8 shared and 12 clauses
+    assert "10 ORs" in whole
+    last = compiled.layer_of["label"]
+    assert f"label\nlayer {last}" in words
+
+
+def test_pure_rows_hold_counts_and_chance(found: Search):
+    (row,) = pictures.pure_rows({"components": found})
+    assert row["top examples of"] == "components"
+    assert str(row["held by at most 1/4"]).startswith("1 of 2 (")
+    assert row["document, any concept"] == "–"
+
+
+def test_conjunction_rows_name_the_common_concepts(found: Search):
+    first, second = pictures.conjunction_rows(found)
+    assert first["top examples have in common"] == "rare"
+    assert first["share of all examples"] == pytest.approx(0.15)
+    assert second["top examples have in common"] == "nothing"
+
+
+def test_rule_rows_name_the_best_rule():
+    rules = torch.arange(60) % 3
+    w = torch.stack([(rules == 2).double(), (rules == 0).double()], 1)
+    match = concepts.match_rules(w, rules, seed=0, n_top=10, n_permutations=9)
+    rows = pictures.rule_rows(match, ("a", "b", "c"))
+    assert [row["best rule"] for row in rows] == ["c", "a"]
+    assert rows[0]["precision of the top"] == 1
+    assert rows[0]["p"] == pytest.approx(0.1)
+
+
+def test_purity_curves_are_those_of_the_search(found: Search):
+    levels = (0.8, 0.9, 1.0)
+    axes = pictures.purity_curves({"components": found}, levels).axes
+    assert len(axes) == len(concepts.LIMITS)
+    for i, axis in enumerate(axes):
+        lines = {line.get_label(): line.get_ydata().tolist() for line in axis.lines}
+        assert lines["components"] == concepts.purity_curve(found.purity, levels)[:, i].tolist()
+        null = concepts.purity_curve(found.null_purity, levels)[:, i]
+        assert lines["random sets"] == null.tolist()
+
+
+def test_the_map_of_mass_orders_components_by_layer(compiled: Compiled, where: Mass):
+    left, right, _ = pictures.mass_map(where, compiled.layer_of).axes
+    shown = left.images[0].get_array()
+    assert shown[0, 0] == 1  # the component of the first layer comes first
+    assert shown[1, compiled.layer_of["label"]] == 1
+    assert [label.get_text() for label in left.get_yticklabels()] == ["1", "0"]
+    names = [label.get_text() for label in right.get_xticklabels()]
+    assert names == ["0  prem", f"{compiled.layer_of['label']}  label", "others"]
