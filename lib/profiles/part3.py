@@ -1,0 +1,82 @@
+"""Sizes of document 3's notebooks. Read them through `lib.config`.
+
+Text and images are factorised once and shared by 31, 32, 34 and 35: same testbed, examples, K, r
+and steps give the same cache entries.
+"""
+
+from __future__ import annotations
+
+NO_WEIGHTS = (
+    "the document's networks (BERT fine-tuned on MNLI and QQP, ResNet-50) and its data (SNLI, QQP, "
+    "ImageNet) are not small enough to come with this project"
+)
+NO_PAPER: dict[str, str] = {
+    "31_components": NO_WEIGHTS,
+    "32_perturbations": NO_WEIGHTS,
+    "33_known_ground_truth": "the document's task and program were in an appendix that is not public",
+    "34_hyperparameters": NO_WEIGHTS,
+    "35_baselines": NO_WEIGHTS,
+    "36_flawed_heuristics": NO_WEIGHTS,
+}
+
+GRAMMAR: dict[str, object] = {
+    "text": "grammar",
+    "n_train": 10_000,
+    "n_fit": 1500,
+    "n_held_out": 1500,
+    "k": 4096,
+    "r": 32,
+    "steps": 200,
+}
+SNLI: dict[str, object] = {
+    "text": "snli",
+    "n_train": 0,
+    "n_fit": 1900,
+    "n_held_out": 1900,
+    "k": 8192,
+    "r": 32,
+    "steps": 300,
+}
+DIGITS: dict[str, object] = {
+    "vision": "digits",
+    "n_fit_images": 400,
+    "n_held_out_images": 397,
+    "k_images": 512,
+    "r_images": 20,
+    "steps_images": 200,
+}
+CIFAR: dict[str, object] = {
+    "vision": "cifar10",
+    "n_fit_images": 1500,
+    "n_held_out_images": 1500,
+    "k_images": 8192,
+    "r_images": 32,
+    "steps_images": 300,
+}
+
+SIZES: dict[str, dict[str, dict[str, object]]] = {
+    "31_components": {
+        "quick": GRAMMAR | DIGITS | {"n_seeds": 3, "recovery_starts": 5},
+        "full": SNLI | CIFAR | {"n_seeds": 3, "recovery_starts": 5},
+    },
+    "32_perturbations": {
+        "quick": GRAMMAR | DIGITS | {"n_draws": 10},
+        "full": SNLI | CIFAR | {"n_draws": 10},
+    },
+    "33_known_ground_truth": {
+        "quick": {"n": 1616, "rs": (32,), "steps": 200, "coldness": 20.0},
+        "full": {"n": 1616, "rs": (32, 128), "steps": 500, "coldness": 20.0},
+    },
+    "34_hyperparameters": {
+        "quick": GRAMMAR | {"ks": (1024, 4096, 16_384), "rs": (8, 32, 64), "descent_steps": 600},
+        "full": SNLI | {"ks": (2048, 8192, 32_768), "rs": (16, 32, 64), "descent_steps": 1500},
+    },
+    "35_baselines": {
+        "quick": GRAMMAR | {"n_clusters": 32, "n_runs": 20, "n_random": 30},
+        "full": SNLI | {"n_clusters": 32, "n_runs": 20, "n_random": 30},
+    },
+    "36_flawed_heuristics": {
+        "quick": GRAMMAR | {"without": ("swap",), "r_more": 16},
+        "full": SNLI | {"r_more": 16},
+    },
+}
