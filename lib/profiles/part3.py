@@ -13,7 +13,7 @@ NO_WEIGHTS = (
 NO_PAPER: dict[str, str] = {
     "31_components": NO_WEIGHTS,
     "32_perturbations": NO_WEIGHTS,
-    "33_known_ground_truth": "the document's task and program were in an appendix that is not public",
+    "33_known_ground_truth": "the document's task and program are in no public file",
     "34_hyperparameters": NO_WEIGHTS,
     "35_baselines": NO_WEIGHTS,
     "36_flawed_heuristics": NO_WEIGHTS,
