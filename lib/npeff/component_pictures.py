@@ -12,6 +12,7 @@ from lib import drawings, figures
 from lib.figures import ROLE
 from lib.npeff.component_studies import LEVELS, KeptShare, Recovery
 from lib.npeff.components import Components, Tuning
+from lib.npeff.concept_search import RuleMatch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,6 +100,12 @@ def recovered(found: Mapping[str, Recovery]) -> Figure:
     return fig
 
 
+def order_of(tuning: Tuning) -> list[int]:
+    """Components by the concept of most of their top examples, the purest first."""
+    places = range(len(tuning.share))
+    return sorted(places, key=lambda j: (int(tuning.concept[j]), -float(tuning.share[j])))
+
+
 def rules(
     precision: Tensor, names: Sequence[str], tuning: Tuning, classes: Sequence[str]
 ) -> Figure:
@@ -107,9 +114,7 @@ def rules(
     Args:
         precision: `[r, rules]`; names: of the rules; classes: of the label that each rule makes.
     """
-    order = sorted(
-        range(len(precision)), key=lambda j: (int(tuning.concept[j]), -float(tuning.share[j]))
-    )
+    order = order_of(tuning)
     fig, (axis,) = figures.panels(height=0.6 + 0.2 * len(names))
     shown = axis.imshow(precision[order].T, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     axis.set_yticks(range(len(names)), names)
@@ -214,3 +219,23 @@ def _curve(axis: Axes, values: Tensor, name: str, order: int) -> None:
         linestyle=figures.DASHES[order],
         label=name,
     )
+
+
+def sentence_card(found: Components, match: RuleMatch, j: int, n: int = 6) -> Figure:
+    """One component: how well it ranks each concept, and the pairs that use it most."""
+    bed = found.bed
+    fig, (left, right) = figures.panels(1, 2, height=2.6, width_ratios=(1, 1.9))
+    color = [
+        ROLE["main" if k == int(match.best[j]) else "control"] for k in range(len(bed.concepts))
+    ]
+    left.barh(range(len(bed.concepts)), match.average_precision[j], color=color)
+    left.set_yticks(range(len(bed.concepts)), bed.concepts, fontsize=6)
+    left.invert_yaxis()
+    left.set(xlabel="average precision", xlim=(0, 1))
+    left.set_title(f"component {j}")
+    right.axis("off")
+    for row, i in enumerate(found.top[j, :n].tolist()):
+        premise, hypothesis = bed.held_out.text[i] if bed.held_out.text else ("", f"#{i}")
+        words = f"{premise}\n   → {hypothesis}  ({bed.classes[int(found.predicted[i])]})"
+        right.text(0, 1 - row / n, words, fontsize=6, va="top", transform=right.transAxes)
+    return fig

@@ -1,24 +1,29 @@
-"""What notebook 31 measures: sparsity, planted components, outliers, stability, and places.
+"""What notebook 31 measures: sparsity, planted components, tunings, outliers, other starts, places.
 
-Public names: `kept_share`, `KeptShare`, `planted`, `recovery`, `Recovery`, `n_effective`,
-`mass_by_module`, `agreement`.
+Public names: `kept_share`, `KeptShare`, `planted`, `recovery`, `Recovery`, `rule_match`,
+`label_of_rule`, `most_tuned`, `sentences`, `n_effective`, `top_fit`, `pairs`, `nearest`,
+`permuted_nearest`, `mass_by_module`; for the claims `mean_share`, `share_of`, `same_concept`,
+`median_ratio`, `rules_found`, `over_pairs`.
 
 Source: document 3, sections 2.1, 2.2 and 3.3; specification sections 7 and 10 (check 6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from lib.npeff import matching, store
-from lib.npeff.components import Components
+from lib.npeff import concept_search, matching, store
+from lib.npeff.components import Components, Tuning, n_top
+from lib.npeff.concept_search import RuleMatch
 from lib.npeff.decomposition import Decomposition, explained
 from lib.npeff.factorise import decompose
 from lib.npeff.store import Fishers
+from lib.npeff.testbeds import Testbed
 
 N_CLASSES = 3
 LEVELS = (0.05, 0.5, 0.95)
@@ -147,11 +152,112 @@ def mass_by_module(decomposition: Decomposition) -> tuple[tuple[str, ...], Tenso
     return names, total / total.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def agreement(runs: Sequence[Components]) -> Tensor:
-    """Mean largest cosine of coefficients between runs, of both directions, float64 `[pairs]`."""
+def rule_match(found: Components, *, seed: int, n_permutations: int = 200) -> RuleMatch:
+    """How well components single out the rules of the held-out examples."""
+    coefficients, bed = found.held_out, found.bed
+    return concept_search.match_rules(
+        coefficients,
+        bed.held_out.concept,
+        seed=seed,
+        n_top=n_top(*coefficients.shape),
+        n_permutations=n_permutations,
+    )
+
+
+def label_of_rule(bed: Testbed) -> list[str]:
+    """The label that the held-out examples of each concept have most often."""
     found = []
-    for i, a in enumerate(runs):
-        for b in runs[i + 1 :]:
-            cosines = matching.cosines(a.held_out, b.held_out)
-            found.append((cosines.amax(1).mean() + cosines.amax(0).mean()) / 2)
-    return torch.stack(found)
+    for k in range(len(bed.concepts)):
+        labels = bed.held_out.y[bed.held_out.concept == k]
+        found.append(bed.classes[int(labels.mode().values)] if len(labels) else "")
+    return found
+
+
+def most_tuned(tuning: Tuning, n: int) -> list[int]:
+    """The components of largest share, each of another concept as long as there are any."""
+    order = tuning.share.argsort(descending=True, stable=True).tolist()
+    first = {int(tuning.concept[j]): j for j in reversed(order)}
+    chosen = [j for j in order if first[int(tuning.concept[j])] == j]
+    return (chosen + [j for j in order if j not in chosen])[:n]
+
+
+def sentences(found: Components, picks: Sequence[int], n: int) -> list[dict[str, object]]:
+    """Rows of a table: the first `n` held-out pairs of each component."""
+    bed, rows = found.bed, []
+    for j in picks:
+        for i in found.top[j, :n].tolist():
+            premise, hypothesis = bed.held_out.text[i]
+            rows.append(
+                {
+                    "component": j,
+                    "coefficient": f"{float(found.held_out[i, j]):.2f}",
+                    "premise": premise,
+                    "hypothesis": hypothesis,
+                    "concept": bed.concepts[int(bed.held_out.concept[i])],
+                    "prediction": bed.classes[int(found.predicted[i])],
+                }
+            )
+    return rows
+
+
+def top_fit(found: Components) -> Tensor:
+    """Top examples among the fitted ones, int64 `[r, T]`."""
+    w = found.decomposition.coefficients
+    return concept_search.top_examples(w, n_top(*w.shape))
+
+
+def pairs(seeds: Sequence[int]) -> list[tuple[int, int]]:
+    """All pairs of seeds."""
+    return list(combinations(seeds, 2))
+
+
+def nearest(a: Components, b: Components) -> Tensor:
+    """Largest cosine of every component of either run with one of the other, float64 `[2 r]`."""
+    cosines = matching.cosines(a.held_out, b.held_out)
+    return torch.cat([cosines.amax(1), cosines.amax(0)])
+
+
+def permuted_nearest(a: Components, b: Components, *, seed: int) -> float:
+    """Mean of `nearest` when the examples of one run are permuted."""
+    order = torch.randperm(len(b.held_out), generator=torch.Generator().manual_seed(seed))
+    cosines = matching.cosines(a.held_out, b.held_out[order])
+    return float(torch.cat([cosines.amax(1), cosines.amax(0)]).mean())
+
+
+def mean_share(shares: KeptShare, k: int) -> tuple[float, float]:
+    """Mean q at one K, and half of the spread between its outer quantiles."""
+    at = shares.k.index(k)
+    return float(shares.mean[at]), float((shares.quantiles[at, -1] - shares.quantiles[at, 0]) / 2)
+
+
+def share_of(mask: Tensor) -> tuple[float, float]:
+    """Share of components, and its standard error."""
+    p = float(mask.double().mean())
+    return p, (p * (1 - p) / len(mask)) ** 0.5
+
+
+def same_concept(found: Components, tuning: Tuning) -> tuple[float, float]:
+    """Share of components with the same most frequent concept on fitted and held-out examples."""
+    top = found.bed.fit.concept[top_fit(found)]
+    return share_of(top.mode(1).values == tuning.concept)
+
+
+def median_ratio(a: Tensor, b: Tensor) -> float:
+    """Ratio of two medians over components."""
+    return float(a.median() / b.median())
+
+
+def rules_found(match: RuleMatch, least: float = 0.5) -> tuple[float, float]:
+    """Share of rules that a component ranks with an average precision of `least` and beyond chance.
+
+    Chance: the best excess over all components and rules, 95% quantile over permutations.
+    """
+    null = match.null_excess.amax(1).quantile(0.95)
+    excess = (match.average_precision - match.prevalence) / (1 - match.prevalence)
+    return share_of(((match.average_precision >= least) & (excess > null)).any(0))
+
+
+def over_pairs(cosines: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Mean largest cosine over pairs of runs, and its spread between pairs."""
+    means = torch.stack([values.mean() for values in cosines.values()])
+    return float(means.mean()), float(means.std()) if len(means) > 1 else 0.0

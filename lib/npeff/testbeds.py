@@ -64,6 +64,16 @@ class Testbed:
     baselines: Mapping[str, float]  # accuracy of what ignores the question: majority, half inputs
 
     @property
+    def has_rules(self) -> bool:
+        """Whether something finer than the labels is known of every example."""
+        return self.concepts != self.classes
+
+    @property
+    def drawn(self) -> bool:
+        """Whether figures may show the inputs: images without a licence may not."""
+        return not self.name.startswith("CIFAR")
+
+    @property
     def margin(self) -> float:
         """Held-out accuracy above the best baseline."""
         return self.accuracy - max(self.baselines.values())
