@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from lib import cache
 from lib.npeff import store
 from lib.npeff.decomposition import Option, read_tensors, write_tensors
-from lib.npeff.products import Columns
+from lib.npeff.products import Columns, Group
 from lib.npeff.store import Fishers
 
 REFRESH = 50  # steps between two computations of B and Q from G, and between two checkpoints
@@ -221,6 +222,18 @@ def key_of(fishers: Fishers, r: int, seed: int, options: dict[str, Option]) -> d
     return {"data": data, "r": r, "seed": seed, **options}
 
 
+class Space(Protocol):
+    """Components that a checkpoint can hold."""
+
+    group: Group
+
+    def state(self) -> dict[str, Tensor]:
+        """What to hold."""
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from it."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A file that a fit goes on from."""
@@ -228,7 +241,7 @@ class Checkpoint:
     path: Path
     key: dict[str, Option]
 
-    def write(self, run: Run, space: Columns) -> None:
+    def write(self, run: Run, space: Space) -> None:
         """Replace the file. All processes take part, the first one writes."""
         tensors = {f"space.{name}": value for name, value in space.state().items()}
         if space.group.rank:
@@ -240,7 +253,7 @@ class Checkpoint:
         note = {"key": self.key, "done": run.done, "snapshot_steps": run.snapshot_steps}
         write_tensors(self.path, tensors, note)
 
-    def read(self, run: Run, space: Columns) -> None:
+    def read(self, run: Run, space: Space) -> None:
         """Take up the state in the file, if there is one.
 
         Raises:

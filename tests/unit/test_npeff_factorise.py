@@ -176,7 +176,7 @@ def test_scale_and_sign_of_components_do_not_matter_and_unit_keeps_the_loss():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_blocks_of_columns_change_nothing_but_rounding(dtype: torch.dtype):
     fishers = random_fishers(n=50, m=37, dtype=dtype)
-    steps = 20 if dtype == torch.float64 else 3  # each step makes a difference larger
+    steps = 20 if dtype == torch.float64 else 1  # each step makes a difference larger
     found = [
         decompose(fishers, 4, seed=0, component_steps=3, steps=steps, blocks=k) for k in (1, 3)
     ]

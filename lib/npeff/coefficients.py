@@ -1,0 +1,170 @@
+"""Coefficients of new examples, and new components beside frozen ones.
+
+Given components, each example's coefficients solve a problem of their own: non-negative least
+squares with ``N[i, j] = <F_i, H_j>`` and ``Q2[j, k] = <H_j, H_k>``. `fit_coefficients` solves it
+exactly for all examples; `fit_multiplicative` by the published rule. `expand` adds components that
+explain what frozen ones leave, such as the examples a model gets wrong.
+
+Public names: `fit_coefficients`, `fit_multiplicative`, `expand`.
+
+Source: document 3, sections 2.4 and 3.5; specification section 4.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lib.npeff import alternating, nonnegative, store
+from lib.npeff.alternating import Checkpoint, Progress, Stage
+from lib.npeff.decomposition import Decomposition, Option
+from lib.npeff.factorise import check, result
+from lib.npeff.products import Alone, Columns, Sparse, blocks_of, multiply, n_blocks_for
+from lib.npeff.store import Fishers
+
+EPSILON = {store.LOW_RANK: 1e-9, store.DIAGONAL: 1e-7}  # of the published rule (4.1)
+
+
+def fit_coefficients(
+    decomposition: Decomposition, fishers: Fishers, *, chunk: int = 4096
+) -> Tensor:
+    """The best coefficients of examples for the components of a decomposition.
+
+    Args:
+        fishers: PEFs of the same model and block, made with the same K and norm; entries on
+            parameters that the components do not have are dropped.
+        chunk: examples at a time; the result does not depend on it.
+
+    Returns:
+        W `[n, r]` in the dtype of the components, not negative. Unique unless components depend
+        on each other.
+
+    Raises:
+        ValueError: PEFs of another kind or model, or not finite.
+    """
+    n, q = _products(decomposition, fishers, chunk)
+    return nonnegative.solve(q, n).to(decomposition.components.dtype)
+
+
+def fit_multiplicative(
+    decomposition: Decomposition,
+    fishers: Fishers,
+    *,
+    seed: int,
+    tol: float = 1e-4,
+    max_steps: int = 1000,
+    chunk: int = 4096,
+) -> Tensor:
+    """The same coefficients by the published rule, from a random start; to about `tol`."""
+    n, q = _products(decomposition, fishers, chunk)
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.rand(n.shape, generator=generator, dtype=torch.float64).to(n.device)
+    w = nonnegative.multiplicative(
+        q, n, start, epsilon=EPSILON[fishers.kind], tol=tol, max_steps=max_steps
+    )
+    return w.to(decomposition.components.dtype)
+
+
+def expand(
+    decomposition: Decomposition,
+    fishers: Fishers,
+    n_new: int,
+    *,
+    seed: int,
+    component_steps: int = 50,
+    new_steps: int = 0,
+    steps: int = 700,
+    log_every: int = 10,
+    blocks: int | None = None,
+    raw: bool = False,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Decomposition:
+    """Fit new components beside the frozen ones of a low-rank decomposition.
+
+    Args:
+        fishers: PEFs that the new components shall explain, of the same model and block.
+        n_new: r_e; 0 only fits coefficients.
+        component_steps: T_G, steps on the new components alone.
+        new_steps: T_x, steps on the new components and their coefficients.
+        steps: T, steps on all coefficients and the new components.
+
+    Returns:
+        A decomposition of `fishers` with the new components first, then the frozen ones, bit for
+        bit as they were (`frozen` counts them). New components start as N(0, 2 / (r m')) with r
+        of both kinds, coefficients as U(0, 1) for new ones and at the best fit for frozen ones.
+
+    Raises:
+        ValueError, FloatingPointError: as in `factorise.decompose`.
+
+    Source: document 3, section 3.5; specification 4.2. The paper gives no numbers of steps.
+    """
+    check(fishers, store.LOW_RANK, 1, raw)
+    if n_new < 0:
+        raise ValueError(f"want n_new >= 0, got {n_new}")
+    before = fit_coefficients(decomposition, fishers).double()
+    fishers = store.select_columns(fishers, decomposition.kept)
+    frozen = decomposition.components
+    r, m, device = n_new + len(frozen), fishers.n_columns, frozen.device
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.rand(len(fishers), n_new, generator=generator, dtype=torch.float64)
+    g = torch.randn(m, n_new, generator=generator, dtype=frozen.dtype).mul_(math.sqrt(2 / (r * m)))
+    parts = blocks or n_blocks_for(fishers, m, r, device)
+    space = Columns(blocks_of(fishers, parts), torch.cat([g.to(device), frozen.T], dim=1), Alone())
+    problem = alternating.problem_of(fishers, n_new, device)
+    options: dict[str, Option] = {
+        "step": "exact",
+        "n_new": n_new,
+        "component_steps": component_steps,
+        "new_steps": new_steps,
+        "steps": steps,
+        "log_every": log_every,
+    }
+    key = None
+    if checkpoint is not None:
+        whole = alternating.key_of(fishers, r, seed, {**options, "blocks": parts})
+        key = Checkpoint(checkpoint, whole)
+    if n_new:
+        stages = [Stage(component_steps, 0), Stage(new_steps, n_new), Stage(steps, r)]
+    else:
+        stages = [Stage(0, 0)]  # the fit above is the best already
+    run = alternating.fit(
+        problem, space, torch.cat([start.to(device), before], dim=1), stages, step="exact",
+        rate=math.nan, log_every=log_every, snapshot_every=None, checkpoint=key, progress=progress,
+    )  # fmt: skip
+    return result(
+        fishers, run, space.components(), problem.energy, seed, options, frozen=len(frozen)
+    )
+
+
+def _products(decomposition: Decomposition, fishers: Fishers, chunk: int) -> tuple[Tensor, Tensor]:
+    """``<F_i, H_j> [n, r]`` and ``<H_j, H_k> [r, r]``, float64, as H is stored."""
+    if fishers.kind != decomposition.kind or fishers.parameters != decomposition.parameters:
+        raise ValueError(
+            f"want {decomposition.kind} PEFs of the model and block of the decomposition, got "
+            f"{fishers.kind} ones of {len(fishers.parameters)} parameter tensors"
+        )
+    if not bool(fishers.values.isfinite().all()):
+        raise ValueError("the PEFs hold values that are not finite; drop these examples")
+    fishers = store.select_columns(fishers, decomposition.kept)
+    g = decomposition.components.T.contiguous()
+    n = torch.zeros(len(fishers), g.shape[1], dtype=torch.float64, device=g.device)
+    for first in range(0, len(fishers), chunk):
+        ends = torch.tensor([first, first + chunk], device=fishers.example.device)
+        lo, hi = torch.searchsorted(fishers.example, ends).tolist()
+        a, b = fishers.offsets[[lo, hi]].tolist()
+        rows = Sparse(
+            (fishers.offsets[lo : hi + 1] - a).int(),
+            fishers.columns[a:b].int(),
+            fishers.values[a:b].to(g.dtype),
+            len(g),
+        )
+        found = multiply(rows, g).double()
+        if fishers.kind == store.LOW_RANK:
+            found = found.square()
+        n.index_add_(0, fishers.example[lo:hi].to(n.device), found)
+    q = (g.T @ g).double()
+    return n, q.square() if fishers.kind == store.LOW_RANK else q

@@ -1,0 +1,112 @@
+"""Coefficients of new examples, and expansion beside frozen components."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lib.npeff import nonnegative, store
+from lib.npeff.coefficients import expand, fit_coefficients, fit_multiplicative
+from lib.npeff.decomposition import Decomposition
+from lib.npeff.factorise import decompose
+
+
+def mixtures(n: int, g: Tensor, seed: int) -> tuple[store.Fishers, Tensor]:
+    """Normalised PEFs that are exact mixtures of ``g_j g_j^T``, and their coefficients."""
+    r = len(g)
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.rand(n, r, generator=generator, dtype=torch.float64)
+    w *= torch.rand(n, r, generator=generator, dtype=torch.float64) < 0.5
+    w[:, 0] += 0.1
+    raw = store.from_dense(w.sqrt()[:, :, None] * g)
+    return store.normalise(raw), w / raw.norms[:, None]
+
+
+def components(r: int = 5, m: int = 40, seed: int = 0) -> Tensor:
+    g = torch.randn(r, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(g)
+
+
+def frozen(g: Tensor, fishers: store.Fishers) -> Decomposition:
+    found = decompose(fishers, len(g), seed=0, steps=1)
+    return replace(found, components=g)
+
+
+@pytest.mark.parametrize("r", [3, 17])
+@pytest.mark.parametrize("alike", [0.0, 1.0, 3.0])
+def test_the_solver_agrees_with_a_loop_of_scipy(r: int, alike: float):
+    from scipy.optimize import nnls
+
+    generator = torch.Generator().manual_seed(r)
+    basis = torch.randn(r, 60, generator=generator, dtype=torch.float64) + alike
+    q = torch.nn.functional.normalize(basis) @ torch.nn.functional.normalize(basis).T
+    b = torch.randn(300, r, generator=generator, dtype=torch.float64)
+    half = np.linalg.cholesky(q.numpy())
+    expected = [nnls(half.T, np.linalg.solve(half, row))[0] for row in b.numpy()]
+    found = nonnegative.solve(q, b)
+    torch.testing.assert_close(found, torch.tensor(np.stack(expected)), rtol=1e-8, atol=1e-9)
+
+
+def test_components_that_are_zero_or_twice_there_do_no_harm():
+    q = torch.eye(4, dtype=torch.float64)
+    q[3, 3] = 0
+    q[0, 1] = q[1, 0] = 1
+    b = torch.tensor([[1.0, 1.0, -2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    found = nonnegative.solve(q, b)
+    assert found[0, :2].sum().item() == pytest.approx(1)
+    assert found[0, 2:].tolist() == [0, 0]
+    assert found[1].tolist() == [0, 0, 0, 0]
+
+
+def test_exact_mixtures_give_their_coefficients_back():
+    g = components()
+    fishers, w = mixtures(100, g, 1)
+    found = fit_coefficients(frozen(g, fishers), fishers)
+    torch.testing.assert_close(found, w, rtol=1e-6, atol=1e-9)
+    slow = fit_multiplicative(frozen(g, fishers), fishers, seed=0, tol=1e-7, max_steps=5000)
+    torch.testing.assert_close(slow, w, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [store.LOW_RANK, store.DIAGONAL])
+def test_chunks_of_examples_change_nothing(kind: str):
+    g = components().abs()
+    if kind == store.LOW_RANK:
+        fishers, _ = mixtures(20, g, 1)
+    else:
+        rows = torch.rand(20, 40, generator=torch.Generator().manual_seed(0)).double()
+        fishers = store.normalise(store.from_dense(rows, kind=kind))
+    whole = replace(frozen(g, mixtures(20, g, 1)[0]), kind=kind)
+    a, b = (fit_coefficients(whole, fishers, chunk=c) for c in (5, 100))
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_entries_on_other_parameters_are_dropped():
+    g = components()
+    fishers, w = mixtures(20, g, 1)
+    whole = frozen(g, fishers)
+    kept = torch.arange(3, 33)
+    some = replace(whole, components=g[:, kept], kept=kept)
+    b = torch.stack([(g[:, kept] @ g[j, kept]).square() for j in range(5)])
+    expected = nonnegative.solve((g[:, kept] @ g[:, kept].T).square(), w @ b)
+    torch.testing.assert_close(fit_coefficients(some, fishers), expected, rtol=1e-8, atol=1e-9)
+    with pytest.raises(ValueError, match="of the model and block"):
+        fit_coefficients(replace(whole, parameters=(("other", (40,)),)), fishers)
+
+
+def test_expansion_leaves_frozen_components_alone_and_lowers_the_loss():
+    g = components(r=6)
+    fishers, _ = mixtures(80, g, 1)
+    general = frozen(g[:4], mixtures(80, g[:4], 2)[0])
+    alone = expand(general, fishers, 0, seed=0)
+    torch.testing.assert_close(alone.coefficients, fit_coefficients(general, fishers))
+    found = expand(general, fishers, 2, seed=0, new_steps=20, steps=300)
+    assert found.frozen == 4
+    assert torch.equal(found.components[2:], general.components)
+    assert found.loss < 0.01 * alone.loss
+    assert (found.losses.diff() <= 1e-9 * found.losses[0]).all()
+    cosines = torch.nn.functional.normalize(found.components[:2]) @ g[4:].T
+    assert cosines.abs().amax(0).min() > 0.999
