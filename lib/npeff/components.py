@@ -134,8 +134,11 @@ def fetch_decomposition(
 
     entry = cache.fetch("npeff", config, build, code=[decompose, decompose_diagonal, unit])
     return Decomposition(
-        fishers.kind,
-        **{name: entry[name] for name in TENSORS},
+        kind=fishers.kind,
+        coefficients=entry["coefficients"],
+        components=entry["components"],
+        losses=entry["losses"],
+        loss_steps=entry["loss_steps"],
         kept=fishers.kept,
         parameters=fishers.parameters,
         k=fishers.k,
@@ -151,7 +154,7 @@ TENSORS = ("coefficients", "components", "losses", "loss_steps")
 def _decompose(fishers: Fishers, r: int, seed: int, steps: int, restarts: int) -> Decomposition:
     raw = not fishers.normalised
     if fishers.kind == DIAGONAL:
-        return decompose_diagonal(fishers, r, seed=seed, steps=steps, raw=raw)
+        return decompose_diagonal(fishers, r, seed=seed, steps=steps, restarts=restarts, raw=raw)
     return decompose(
         fishers,
         r,
