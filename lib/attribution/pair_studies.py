@@ -3,9 +3,10 @@
 Document 4, applications of TRAK: CLIP; specification sections 7.3 and 4.7. Two towers are trained
 on digits with captions. For held-out pairs whose image and caption they align, TRAK and the nearest
 neighbours in the model's own joint embedding rank the training pairs; networks trained without the
-highest tell what each target's cosine owes to them.
+highest tell what each target's cosine owes to them. TRAK is asked in three ways: for the
+log-probability of the pair, for its margin, and for the cosine.
 
-Public names: `prepare`, `Study`, `remove`, `Removal`, `half`, `cosine_gradients`.
+Public names: `prepare`, `Study`, `remove`, `Removal`, `half`, `of_margin`, `cosine_gradients`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lib import cache, gradients, two_tower
@@ -28,7 +30,8 @@ from lib.parallel import map_tasks
 from lib.training import Recipe
 from lib.training.loop import SCHEDULES, Progress
 
-TRAK, COSINE, NEIGHBOURS, RANDOM = "TRAK", "TRAK of the cosine", "neighbours", "random"
+TRAK, MARGIN, COSINE = "TRAK", "TRAK of the margin", "TRAK of the cosine"
+NEIGHBOURS, RANDOM = "neighbours", "random"
 SIMULATED = 300  # pairs of the simulated batch (the published study's)
 HELD_OUT = 60  # pairs that targets are chosen from
 N_RESAMPLES = 2000
@@ -105,22 +108,23 @@ def prepare(run: Run) -> Study:
     near = (images[:, :n] @ images[:, targets].mT + texts[:, :n] @ texts[:, targets].mT).mean(0) / 2
     networks = [two_tower.unstack(spec, state, k) for k in range(size["n_models"])]
     batch = torch.randperm(n, generator=torch.Generator().manual_seed(run.seed))[:SIMULATED]
-    asked: dict[str, trak.Data | trak.TargetGradients] = {
-        TRAK: (targets,),
-        COSINE: cosine_gradients(targets),
+    asked: dict[str, tuple[trak.Data | trak.TargetGradients, gradients.Output, trak.Loss]] = {
+        TRAK: ((targets,), two_tower.contrastive, half),
+        MARGIN: ((targets,), two_tower.margin, of_margin),
+        COSINE: (cosine_gradients(targets), two_tower.contrastive, half),
     }
     scores = {
         name: trak.trak(
             [two_tower.InBatch(m, pairs.images, pairs.texts, batch) for m in networks],
             (torch.arange(n),),
-            asked[name],
+            wanted,
             k=size["k"],
             seed=run.seed,
             ridge=0.1,
-            output=two_tower.contrastive,
-            loss=half,
+            output=output,
+            loss=loss,
         ).tau
-        for name in (TRAK, COSINE)
+        for name, (wanted, output, loss) in asked.items()
     }
     return Study(pairs, n, spec, recipe, targets, cosines, top1, {**scores, NEIGHBOURS: near})
 
@@ -128,6 +132,15 @@ def prepare(run: Run) -> Study:
 def half(output: Tensor) -> Tensor:
     """The loss of a pair's output: training minimises half of its negative."""
     return -0.5 * output
+
+
+def of_margin(output: Tensor) -> Tensor:
+    """The loss of a pair's summed margins, `-log p` at their mean: its weight is half of 1 - p.
+
+    Training minimises the mean of `-log p` over both directions, which is this where they agree;
+    the published software averages the two p instead of the two margins.
+    """
+    return F.softplus(-0.5 * output)
 
 
 def cosine_gradients(rows: Tensor) -> trak.TargetGradients:
