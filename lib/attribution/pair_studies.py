@@ -50,6 +50,16 @@ class Study:
     top1: float  # share of held-out images whose own caption is the nearest of all held-out ones
     scores: Mapping[str, Tensor]  # method -> [n, T]
 
+    def shared(self, a: str, b: str, k: int) -> float:
+        """Share of a method's k highest pairs that another also has, mean over targets."""
+        tops = [
+            torch.zeros_like(self.scores[m], dtype=torch.bool).scatter_(
+                0, self.scores[m].topk(k, 0).indices, True
+            )
+            for m in (a, b)
+        ]
+        return (tops[0] & tops[1]).sum(0).double().mean().item() / k
+
 
 @dataclass(frozen=True)
 class Removal:

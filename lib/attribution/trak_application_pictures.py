@@ -14,7 +14,7 @@ from lib.attribution.datamodel_pictures import LICENSED
 from lib.attribution.fact_studies import PROPONENTS, Tracing
 from lib.attribution.fact_studies import Removal as FactRemoval
 from lib.attribution.gallery_studies import Gallery
-from lib.attribution.pair_studies import COSINE, NEIGHBOURS, TRAK, Removal, Study
+from lib.attribution.pair_studies import COSINE, MARGIN, NEIGHBOURS, TRAK, Removal, Study
 from lib.attribution.retrieval import Retrieval
 from lib.figures import MARKERS, ROLE
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROLES = {
     "TRAK": "main",
+    MARGIN: "second",
     COSINE: "seventh",
     "TracIn": "second",
     "TracIn, cosines": "fourth",
@@ -210,7 +211,7 @@ def gallery(found: Gallery, targets: Sequence[int]) -> Figure:
 
 def agreement(found: Gallery) -> Figure:
     """Left: share of the target's class high and low in the gallery; right: datamodel overlap."""
-    fig, (left, right) = figures.panels(1, 2, height=2.1)
+    fig, (left, right) = figures.panels(1, 2, height=2.3)
     high, low = found.same_class
     bins = torch.linspace(-0.05, 1.05, 12).tolist()
     left.hist([high, low], bins=bins, color=[ROLE["main"], ROLE["fourth"]],
@@ -219,16 +220,16 @@ def agreement(found: Gallery) -> Figure:
     chance = (y[:, None] == found.setting.targets.y).double().mean().item()
     left.axvline(chance, color=ROLE["random"], linestyle="--", label="chance")
     left.set(xlabel="share of the target's class", ylabel="targets", title="class of the images")
-    left.legend(loc="upper center")
+    left.plot([], [], color="black", label="mean, right")
     right.hist(found.shared, bins=20, color=ROLE["main"])
-    right.axvline(1, color=ROLE["random"], linestyle="--", label="chance")
-    right.axvline(found.shared.mean().item(), color="black", label="mean")
+    right.axvline(1, color=ROLE["random"], linestyle="--")
+    right.axvline(found.shared.mean().item(), color="black")
     right.set(
         xlabel="images shared with the datamodel / chance",
         ylabel="targets",
         title="20 highest of both",
     )
-    right.legend(loc="upper right")
+    figures.legend(fig, left)
     return fig
 
 
