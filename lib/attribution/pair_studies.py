@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lib import cache, gradients, two_tower
+from lib import bootstrap, cache, gradients, two_tower
 from lib.attribution import trak
 from lib.attribution.brittleness import paired_difference
 from lib.attribution.subsets import sample_subsets
@@ -49,6 +49,7 @@ class Study:
     cosines: Tensor  # of the networks on all pairs, [M, HELD_OUT]
     top1: float  # share of held-out images whose own caption is the nearest of all held-out ones
     scores: Mapping[str, Tensor]  # method -> [n, T]
+    unfitted: Tensor  # 1 - p of training pairs in the simulated batch, mean over networks, [n]
 
     def shared(self, a: str, b: str, k: int) -> float:
         """Share of a method's k highest pairs that another also has, mean over targets."""
@@ -81,10 +82,12 @@ class Removal:
     def ratio(self, a: str, b: str) -> tuple[float, float]:
         """Mean drop by a over that by b at the largest k, and half its interval over targets."""
         top, below = self.drop(a)[-1], self.drop(b)[-1]
-        generator = torch.Generator().manual_seed(0)
-        pick = torch.randint(len(top), (N_RESAMPLES, len(top)), generator=generator)
-        drawn = top[pick].mean(1) / below[pick].mean(1)
-        low, high = drawn.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        low, high = bootstrap.interval(
+            lambda rows: top[rows].mean(1) / below[rows].mean(1),
+            len(top),
+            generator=torch.Generator().manual_seed(0),
+            n_draws=N_RESAMPLES,
+        ).tolist()
         return (top.mean() / below.mean()).item(), (high - low) / 2
 
     def difference(self, a: str, b: str) -> tuple[float, float]:
@@ -123,7 +126,7 @@ def prepare(run: Run) -> Study:
         MARGIN: ((targets,), two_tower.margin, of_margin),
         COSINE: (cosine_gradients(targets), two_tower.contrastive, half),
     }
-    scores = {
+    found = {
         name: trak.trak(
             [two_tower.InBatch(m, pairs.images, pairs.texts, batch) for m in networks],
             (torch.arange(n),),
@@ -133,10 +136,12 @@ def prepare(run: Run) -> Study:
             ridge=0.1,
             output=output,
             loss=loss,
-        ).tau
+        )
         for name, (wanted, output, loss) in asked.items()
     }
-    return Study(pairs, n, spec, recipe, targets, cosines, top1, {**scores, NEIGHBOURS: near})
+    scores = {**{name: one.tau for name, one in found.items()}, NEIGHBOURS: near}
+    unfitted = 2 * found[MARGIN].weights
+    return Study(pairs, n, spec, recipe, targets, cosines, top1, scores, unfitted)
 
 
 def half(output: Tensor) -> Tensor:
