@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from lib import figures
+from lib import drawings, figures
 from lib.attribution.brittleness import paired_difference
 from lib.attribution.datamodel_pictures import LICENSED
 from lib.attribution.fact_studies import PROPONENTS, Tracing
@@ -199,10 +198,12 @@ def gallery(found: Gallery, targets: Sequence[int]) -> Figure:
     for k, t in enumerate(targets):
         line = axes[k * columns : (k + 1) * columns]
         order = found.tau[:, t].argsort(descending=True).tolist()
-        _image(line[0], asked.x[t], t, found.names[int(asked.y[t])], drawn)
+        number = None if drawn else t
+        drawings.thumbnail(line[0], asked.x[t], found.names[int(asked.y[t])], instead=number)
         rows = [*order[:N_SHOWN], *order[: -N_SHOWN - 1 : -1]]
         for axis, i in zip(line[1:], rows, strict=True):
-            _image(axis, data.x[i], i, found.names[int(data.y[i])], drawn)
+            number = None if drawn else i
+            drawings.thumbnail(axis, data.x[i], found.names[int(data.y[i])], instead=number)
     axes[0].set_title("target", loc="center")
     axes[1].set_title("raise its margin")
     axes[1 + N_SHOWN].set_title("lower its margin")
@@ -238,15 +239,3 @@ def _pair(axis: Axes, study: Study, row: int) -> None:
     words = study.pairs.caption(row).split()
     axis.set_xlabel(" ".join(words[:3]) + "\n" + " ".join(words[3:]), fontsize=6, labelpad=2)
     axis.set(xticks=[], yticks=[])
-
-
-def _image(axis: Axes, x: Tensor, row: int, word: str, drawn: bool) -> None:
-    if drawn:
-        side = round(x.numel() ** 0.5)
-        axis.imshow(x.reshape(side, side).numpy(), cmap="gray_r")
-    else:
-        axis.text(0.5, 0.5, str(row), ha="center", va="center", fontsize=7)
-    axis.set(xticks=[], yticks=[])
-    for side_of in axis.spines.values():
-        side_of.set_visible(False)
-    axis.set_xlabel(word, fontsize=6, labelpad=1)
