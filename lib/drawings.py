@@ -20,15 +20,20 @@ if TYPE_CHECKING:
     from lib.claims import Claim
 
 
-def thumbnail(axis: Axes, x: Tensor, words: str = "") -> None:
+def thumbnail(axis: Axes, x: Tensor, words: str = "", *, instead: int | None = None) -> None:
     """A small picture with a word below it.
 
     Args:
         x: a square grey image laid out flat `[h * h]`, or `[c, h, w]`; shown over its own range.
+        instead: the number of its row, drawn in place of a picture that may not be shown.
     """
-    x = x.float().cpu()
-    x = x.unflatten(0, (round(len(x) ** 0.5), -1)) if x.ndim == 1 else x.permute(1, 2, 0)
-    axis.imshow((x - x.min()) / (x.max() - x.min()), cmap="gray_r")
+    if instead is None:
+        x = x.float().cpu()
+        x = x.unflatten(0, (round(len(x) ** 0.5), -1)) if x.ndim == 1 else x.permute(1, 2, 0)
+        axis.imshow((x - x.min()) / (x.max() - x.min()), cmap="gray_r")
+    else:
+        axis.set(xlim=(0, 1), ylim=(0, 1), facecolor="#eeeeee", aspect="equal")
+        axis.text(0.5, 0.5, f"{instead}", ha="center", va="center", fontsize=6)
     without_frame(axis, words)
 
 

@@ -6,12 +6,12 @@ over stacked weights), each with its own weights, rows and order of them, drawn 
 
 Attribution needs an output for every pair. `InBatch` gives it as a network of one argument, the
 pair's row: its logits against a simulated batch of embeddings that were computed before and are
-held fixed; `contrastive` reads the output from them.
+held fixed; `contrastive` and `margin` read an output from them.
 
 Source: document 4, applications of TRAK: CLIP; specification section 7.3.
 
 Public names: `build`, `train_stacked`, `embed_stacked`, `unstack`, `Embedded`, `InBatch`,
-`contrastive`.
+`contrastive`, `margin`.
 """
 
 from __future__ import annotations
@@ -243,3 +243,16 @@ def contrastive(out: Tensor) -> Tensor:
     half of its negative.
     """
     return out.log_softmax(-1)[..., 0].sum(-1)
+
+
+def margin(out: Tensor) -> Tensor:
+    """The other output of a pair: its margins over the batch, from image and from text, added.
+
+    Args:
+        out: logits of `InBatch`, `[..., 2, 1 + B]`, with at least one pair besides its own.
+
+    Source: specification section 1's margin, log(p / (1 - p)), in both directions. It is
+    `contrastive` without the 1 in its logarithm, as the published software has it; there
+    similarities are not scaled, here they are, as in training.
+    """
+    return (out[..., 0] - out[..., 1:].logsumexp(-1)).sum(-1)

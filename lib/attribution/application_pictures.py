@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lib import figures
+from lib import drawings, figures
 from lib.attribution import application_studies as studies
 from lib.attribution.application_studies import Example, Group, Removals, Study
 from lib.attribution.datamodel_pictures import LICENSED
@@ -108,12 +108,14 @@ def example(study: Study, found: Example) -> Figure:
     axes = [left.add_subplot(2, columns, k) for k in places]
     target, train = study.setting.targets, study.setting.train
     is_drawn = study.setting.name in LICENSED
-    show(axes[0], target.x[found.target], found.target, study.names[found.label], is_drawn)
+    words, number = study.names[found.label], None if is_drawn else found.target
+    drawings.thumbnail(axes[0], target.x[found.target], words, instead=number)
     for axis in axes[1:]:
         axis.set_axis_off()
     for axis, row in zip(axes[1:], found.removed.tolist(), strict=False):
         axis.set_axis_on()
-        show(axis, train.x[row], row, study.names[int(train.y[row])], is_drawn)
+        words, number = study.names[int(train.y[row])], None if is_drawn else row
+        drawings.thumbnail(axis, train.x[row], words, instead=number)
     n_shown = min(N_REMOVED, len(found.removed))
     words = f"target {found.target}, and {n_shown} of the {len(found.removed)} rows removed"
     left.suptitle(words, fontsize=7, x=0.02, ha="left")
@@ -202,9 +204,10 @@ def one_target(study: Study, removals: Removals, method: str, place: int) -> Fig
     tau = study.scores[method][:, place]
     order = tau.argsort(descending=True)
     rows = [*order[:N_SHOWN].tolist(), *order.flip(0)[:N_SHOWN].tolist()]
-    show(axes[0], targets.x[t], t, study.names[int(targets.y[t])])
+    drawings.thumbnail(axes[0], targets.x[t], study.names[int(targets.y[t])])
     for axis, row in zip(axes[1:], rows, strict=True):
-        show(axis, train.x[row], row, f"{study.names[int(train.y[row])]}: {tau[row].item():+.2g}")
+        words = f"{study.names[int(train.y[row])]}: {tau[row].item():+.2g}"
+        drawings.thumbnail(axis, train.x[row], words)
     words = f"target {t}, its rows of highest score (above) and lowest, by {method}"
     left.suptitle(words, fontsize=7, x=0.02, ha="left")
     axis = right.add_subplot()
@@ -216,21 +219,6 @@ def one_target(study: Study, removals: Removals, method: str, place: int) -> Fig
     axis.set(xlabel="rows removed", ylabel="margin", title="support curve")
     right.legend(loc="outside lower center", ncols=2, fontsize=5)
     return fig
-
-
-def show(axis: Axes, x: Tensor, row: int, words: str, is_drawn: bool = True) -> None:
-    """Pixels `[d]` or `[3, h, w]` as a picture with words below; else the row's number."""
-    if is_drawn:
-        x = x.unflatten(0, (round(len(x) ** 0.5), -1)) if x.ndim == 1 else x.permute(1, 2, 0)
-        axis.imshow((x - x.min()) / (x.max() - x.min()), cmap="gray_r")
-    else:
-        axis.set(xlim=(0, 1), ylim=(0, 1), facecolor="#eeeeee")
-        axis.text(0.5, 0.5, f"{row}", ha="center", va="center", fontsize=6)
-        axis.set_aspect("equal")
-    axis.set(xticks=[], yticks=[])
-    for side in axis.spines.values():
-        side.set_visible(False)
-    axis.set_xlabel(words, fontsize=6, labelpad=1)
 
 
 def said(found: Example, names: Sequence[str]) -> str:

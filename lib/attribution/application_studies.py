@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lib import training
+from lib import bootstrap, training
 from lib.attribution import baselines, brittleness, kfac, metrics, trak, truth
 from lib.attribution.datamodel_studies import FITS, SETTINGS
 from lib.attribution.subsets import sample_subsets
@@ -266,16 +266,23 @@ def agreement(groups: Sequence[Group], *, seed: int = 0) -> Agreement:
             f"{list(seen.shape)}"
         )
     n = guess.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    picks = [torch.arange(n), *torch.randint(n, (N_DRAWS, n), generator=generator)]
-    a = torch.stack([guess[:, p].flatten() for p in picks], 1)
-    b = torch.stack([seen[:, p].flatten() for p in picks], 1)
-    r = metrics.pearson(a, b)
-    slope = r * b.std(0) / a.std(0)
-    return Agreement(
-        (r[0].item(), _half(r[1:].nan_to_num(0.0))),
-        (slope[0].item(), _half(slope[1:].nan_to_num(0.0))),
+
+    def fit(picks: Tensor) -> Tensor:
+        """Correlation and slope of each resample of targets, `[2, b]`."""
+        a = torch.stack([guess[:, p].flatten() for p in picks], 1)
+        b = torch.stack([seen[:, p].flatten() for p in picks], 1)
+        r = metrics.pearson(a, b)
+        return torch.stack([r, r * b.std(0) / a.std(0)])
+
+    r, slope = fit(torch.arange(n)[None])[:, 0].tolist()
+    low, high = bootstrap.interval(
+        lambda picks: fit(picks).nan_to_num(0.0),
+        n,
+        generator=torch.Generator().manual_seed(seed),
+        n_draws=N_DRAWS,
     )
+    half_r, half_slope = ((high - low) / 2).tolist()
+    return Agreement((r, half_r), (slope, half_slope))
 
 
 def wrong_at(study: Study, removals: Removals) -> dict[str, Tensor]:
@@ -311,10 +318,12 @@ def supports(study: Study, removals: Removals) -> dict[str, Tensor]:
 
 def interval(values: Tensor, *, seed: int = 0) -> Tensor:
     """The 95% interval `[2]` of the mean of `[Q]` over targets."""
-    generator = torch.Generator().manual_seed(seed)
-    pick = torch.randint(len(values), (N_DRAWS, len(values)), generator=generator)
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    return values.double()[pick].mean(1).quantile(ends)
+    return bootstrap.interval(
+        lambda rows: values.double()[rows].mean(1),
+        len(values),
+        generator=torch.Generator().manual_seed(seed),
+        n_draws=N_DRAWS,
+    )
 
 
 def share_wrong(wrong: Tensor) -> tuple[float, float]:
@@ -371,8 +380,3 @@ def _complement(n: int, rows: Tensor) -> Tensor:
 def _indicator(rows: Tensor, n: int) -> Tensor:
     """Rows `[S, k]` as bool `[S, n]`."""
     return torch.zeros(len(rows), n, dtype=torch.bool).scatter_(1, rows, True)
-
-
-def _half(values: Tensor) -> float:
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return (high - low) / 2

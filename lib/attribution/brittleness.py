@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lib import bootstrap
 from lib.attribution.metrics import refuse_nan
 from lib.attribution.truth import Setting, subset_outputs
 from lib.training.loop import Progress
@@ -101,8 +102,10 @@ def paired_difference(
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"want two [Q] of the same targets, got {list(a.shape)}, {list(b.shape)}")
     difference = a.double() - b.double()
-    generator = torch.Generator().manual_seed(seed)
-    pick = torch.randint(len(a), (n_resamples, len(a)), generator=generator)
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = difference[pick].mean(1).quantile(ends).tolist()
+    low, high = bootstrap.interval(
+        lambda rows: difference[rows].mean(1),
+        len(a),
+        generator=torch.Generator().manual_seed(seed),
+        n_draws=n_resamples,
+    ).tolist()
     return difference.mean().item(), low, high

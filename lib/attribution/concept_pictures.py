@@ -102,11 +102,7 @@ def gallery(
             line = axes[(2 * index + half) * N_SHOWN :][:N_SHOWN]
             for axis, i in zip(line, rows.tolist(), strict=True):
                 words = study.class_names[int(train.y[i])]
-                if drawn:
-                    drawings.thumbnail(axis, train.x[i], words)
-                else:
-                    axis.text(0.5, 0.5, str(i), ha="center", va="center", fontsize=6)
-                    drawings.without_frame(axis, words)
+                drawings.thumbnail(axis, train.x[i], words, instead=None if drawn else i)
             line[0].set_title(" ")  # its height only: a long title pushes the next image away
             words = f"{name}: {word} its logit at {layer}"
             title = line[0].text(0, 1.12, words, transform=line[0].transAxes)

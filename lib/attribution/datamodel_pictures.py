@@ -224,21 +224,11 @@ def _row(study: Study, tau: Tensor, t: int, axes: Sequence[Axes], *, drawn: bool
     order = tau.argsort(descending=True)
     shown = [*order[:N_SHOWN].tolist(), *order.flip(0)[:N_SHOWN].tolist()]
     data, targets = study.setting.train, study.setting.targets
-    draw = _image if drawn else _number
-    draw(axes[0], t, targets.x[t], study.names[int(targets.y[t])])
+    number = None if drawn else t
+    drawings.thumbnail(axes[0], targets.x[t], study.names[int(targets.y[t])], instead=number)
     for axis, i in zip(axes[1:], shown, strict=True):
-        draw(axis, i, data.x[i], f"{study.names[int(data.y[i])]}: {tau[i].item():+.2f}")
-
-
-def _image(axis: Axes, row: int, x: Tensor, words: str) -> None:
-    """The row's image."""
-    drawings.thumbnail(axis, x, words)
-
-
-def _number(axis: Axes, row: int, x: Tensor, words: str) -> None:
-    """The row's number in place of its image."""
-    axis.text(0.5, 0.5, str(row), ha="center", va="center", fontsize=6)
-    drawings.without_frame(axis, words)
+        words = f"{study.names[int(data.y[i])]}: {tau[i].item():+.2f}"
+        drawings.thumbnail(axis, data.x[i], words, instead=None if drawn else i)
 
 
 def _diagonal(axis: Axes) -> None:

@@ -157,12 +157,15 @@ def mismatch_panels(found: Mismatch, draw: int) -> Figure:
     kinds = (("prominence", "skewed"), ("prominence_before", "not skewed"),
              ("prominence_chance", "four others"))  # fmt: skip
     right.axhspan(*PUBLISHED_PROMINENCE, color="black", alpha=0.2, linewidth=0)
-    right.text(2.5, PUBLISHED_PROMINENCE[1] * 1.25, "as reported", fontsize=6, ha="right")
+    low = PUBLISHED_PROMINENCE[0]
+    right.text(2.5, 0.8 * low, "as reported", fontsize=6, ha="right", va="top")
     for k, (what, _) in enumerate(kinds):
         values = found.over_wrong(what)
         jitter = torch.rand(len(values), generator=torch.Generator().manual_seed(k)) - 0.5
         color = ROLE[("fourth", "main", "random")[k]]
-        right.scatter(k + 0.6 * jitter, values, s=4, color=color, alpha=0.3, linewidth=0)
+        right.scatter(
+            k + 0.6 * jitter, values, s=4, color=color, alpha=0.3, linewidth=0, rasterized=True
+        )  # fmt: skip
         right.plot([k - 0.35, k + 0.35], [values.median()] * 2, color="black", linewidth=1.5)
     right.axhline(1, color="black", linewidth=0.8, linestyle=":")
     right.set_yscale("log")
@@ -216,7 +219,7 @@ def attacks(study: Study, wide: float) -> Figure:
     left.set(xticks=study.counts, ylim=(-4, 106), title="by number of images")
     left.set(xlabel="training images changed", ylabel="predictions flipped (%)")
     count = min(study.counts)
-    for k, (control, name, color) in enumerate(
+    for k, (control, words, color) in enumerate(
         ((0, "signs of influence", "main"), (1, "random signs", "random"))
     ):
         found = study.column(count, control)
@@ -224,9 +227,11 @@ def attacks(study: Study, wide: float) -> Figure:
         low, mid, high = moved.quantile(torch.tensor([0.25, 0.5, 0.75]).double(), dim=1)
         middle.plot(list(found), mid, color=ROLE[color], marker=MARKERS[2 * k], ls=DASHES[2 * k])
         middle.fill_between(list(found), low, high, color=ROLE[color], alpha=0.2, linewidth=0)
-        place = (1.9, 0.3)[k]  # above the upper line, below the lower
-        middle.text(
-            study.boxes[-1], mid[-1] * place, name, fontsize=6, color=ROLE[color], ha="right"
+        # above the upper band; bands rise to the right, so that the corner below them is free
+        above = (study.boxes[-1], 1.7 * mid[-1].item()), "data"
+        place, of = (above, ((0.98, 0.03), "axes fraction"))[k]
+        middle.annotate(
+            words, place, xycoords=of, fontsize=6, color=ROLE[color], ha="right", va="bottom"
         )
     margin = study.done[count, HALF][0].before.median().item()
     middle.axhline(margin, color="black", linewidth=0.8, linestyle=":")

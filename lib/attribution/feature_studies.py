@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lib import cache, probes
+from lib import bootstrap, cache, probes
 from lib.attribution import (
     coalitions,
     feature_axioms,
@@ -61,9 +61,12 @@ def interval(values: Tensor, *, seed: int = 0, median: bool = False) -> tuple[fl
     generator = torch.Generator().manual_seed(seed)
     values = values.double().cpu()
     if median:
-        pick = torch.randint(len(values), (2000, len(values)), generator=generator)
-        ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-        low, high = values[pick].median(1).values.quantile(ends)
+        low, high = bootstrap.interval(
+            lambda rows: values[rows].median(1).values,
+            len(values),
+            generator=generator,
+            n_draws=2000,
+        )
         return values.median().item(), (high - low).item() / 2
     low, high = probes.bootstrap_interval(values, generator=generator)
     return values.mean().item(), (high - low).item() / 2

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lib import models, training
+from lib import bootstrap, models, training
 from lib.attribution import cost, metrics, settings, settings_language, trak, truth
 from lib.config import Run
 from lib.data.base import Split
@@ -133,12 +133,12 @@ class Ground:
             runs: what that training cost; default one run a network.
         """
         score = metrics.lds(tau, self.truth.subsets, self.truth.mean)
-        generator = torch.Generator().manual_seed(0)
-        picks = torch.randint(
-            len(score.per_target), (N_RESAMPLES, len(score.per_target)), generator=generator
-        )
-        means = score.per_target[picks].mean(1)
-        low, high = means.quantile(0.025).item(), means.quantile(0.975).item()
+        low, high = bootstrap.interval(
+            lambda rows: score.per_target[rows].mean(1),
+            len(score.per_target),
+            generator=torch.Generator().manual_seed(0),
+            n_draws=N_RESAMPLES,
+        ).tolist()
         compute = (n_models if runs is None else runs) + flop / self.training
         return Point(method, n_models, compute, score.mean, low, high, score.n_constant)
 

@@ -3,9 +3,10 @@
 Document 4, applications of TRAK: CLIP; specification sections 7.3 and 4.7. Two towers are trained
 on digits with captions. For held-out pairs whose image and caption they align, TRAK and the nearest
 neighbours in the model's own joint embedding rank the training pairs; networks trained without the
-highest tell what each target's cosine owes to them.
+highest tell what each target's cosine owes to them. TRAK is asked in three ways: for the
+log-probability of the pair, for its margin, and for the cosine.
 
-Public names: `prepare`, `Study`, `remove`, `Removal`, `half`, `cosine_gradients`.
+Public names: `prepare`, `Study`, `remove`, `Removal`, `half`, `of_margin`, `cosine_gradients`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lib import cache, gradients, two_tower
+from lib import bootstrap, cache, gradients, two_tower
 from lib.attribution import trak
 from lib.attribution.brittleness import paired_difference
 from lib.attribution.subsets import sample_subsets
@@ -28,7 +30,8 @@ from lib.parallel import map_tasks
 from lib.training import Recipe
 from lib.training.loop import SCHEDULES, Progress
 
-TRAK, COSINE, NEIGHBOURS, RANDOM = "TRAK", "TRAK of the cosine", "neighbours", "random"
+TRAK, MARGIN, COSINE = "TRAK", "TRAK of the margin", "TRAK of the cosine"
+NEIGHBOURS, RANDOM = "neighbours", "random"
 SIMULATED = 300  # pairs of the simulated batch (the published study's)
 HELD_OUT = 60  # pairs that targets are chosen from
 N_RESAMPLES = 2000
@@ -46,6 +49,17 @@ class Study:
     cosines: Tensor  # of the networks on all pairs, [M, HELD_OUT]
     top1: float  # share of held-out images whose own caption is the nearest of all held-out ones
     scores: Mapping[str, Tensor]  # method -> [n, T]
+    unfitted: Tensor  # 1 - p of training pairs in the simulated batch, mean over networks, [n]
+
+    def shared(self, a: str, b: str, k: int) -> float:
+        """Share of a method's k highest pairs that another also has, mean over targets."""
+        tops = [
+            torch.zeros_like(self.scores[m], dtype=torch.bool).scatter_(
+                0, self.scores[m].topk(k, 0).indices, True
+            )
+            for m in (a, b)
+        ]
+        return (tops[0] & tops[1]).sum(0).double().mean().item() / k
 
 
 @dataclass(frozen=True)
@@ -68,10 +82,12 @@ class Removal:
     def ratio(self, a: str, b: str) -> tuple[float, float]:
         """Mean drop by a over that by b at the largest k, and half its interval over targets."""
         top, below = self.drop(a)[-1], self.drop(b)[-1]
-        generator = torch.Generator().manual_seed(0)
-        pick = torch.randint(len(top), (N_RESAMPLES, len(top)), generator=generator)
-        drawn = top[pick].mean(1) / below[pick].mean(1)
-        low, high = drawn.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        low, high = bootstrap.interval(
+            lambda rows: top[rows].mean(1) / below[rows].mean(1),
+            len(top),
+            generator=torch.Generator().manual_seed(0),
+            n_draws=N_RESAMPLES,
+        ).tolist()
         return (top.mean() / below.mean()).item(), (high - low) / 2
 
     def difference(self, a: str, b: str) -> tuple[float, float]:
@@ -105,29 +121,41 @@ def prepare(run: Run) -> Study:
     near = (images[:, :n] @ images[:, targets].mT + texts[:, :n] @ texts[:, targets].mT).mean(0) / 2
     networks = [two_tower.unstack(spec, state, k) for k in range(size["n_models"])]
     batch = torch.randperm(n, generator=torch.Generator().manual_seed(run.seed))[:SIMULATED]
-    asked: dict[str, trak.Data | trak.TargetGradients] = {
-        TRAK: (targets,),
-        COSINE: cosine_gradients(targets),
+    asked: dict[str, tuple[trak.Data | trak.TargetGradients, gradients.Output, trak.Loss]] = {
+        TRAK: ((targets,), two_tower.contrastive, half),
+        MARGIN: ((targets,), two_tower.margin, of_margin),
+        COSINE: (cosine_gradients(targets), two_tower.contrastive, half),
     }
-    scores = {
+    found = {
         name: trak.trak(
             [two_tower.InBatch(m, pairs.images, pairs.texts, batch) for m in networks],
             (torch.arange(n),),
-            asked[name],
+            wanted,
             k=size["k"],
             seed=run.seed,
             ridge=0.1,
-            output=two_tower.contrastive,
-            loss=half,
-        ).tau
-        for name in (TRAK, COSINE)
+            output=output,
+            loss=loss,
+        )
+        for name, (wanted, output, loss) in asked.items()
     }
-    return Study(pairs, n, spec, recipe, targets, cosines, top1, {**scores, NEIGHBOURS: near})
+    scores = {**{name: one.tau for name, one in found.items()}, NEIGHBOURS: near}
+    unfitted = 2 * found[MARGIN].weights
+    return Study(pairs, n, spec, recipe, targets, cosines, top1, scores, unfitted)
 
 
 def half(output: Tensor) -> Tensor:
     """The loss of a pair's output: training minimises half of its negative."""
     return -0.5 * output
+
+
+def of_margin(output: Tensor) -> Tensor:
+    """The loss of a pair's summed margins, `-log p` at their mean: its weight is half of 1 - p.
+
+    Training minimises the mean of `-log p` over both directions, which is this where they agree;
+    the published software averages the two p instead of the two margins.
+    """
+    return F.softplus(-0.5 * output)
 
 
 def cosine_gradients(rows: Tensor) -> trak.TargetGradients:

@@ -37,6 +37,7 @@ ROUND = 0  # the pair whose digits are to be told apart
 SIDE = 2  # the pair of which half stands aside
 SIDES = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))  # in place, left, right, up, down
 LEFT, RIGHT = -1, 1
+RECIPE = Recipe(epochs=30, batch_size=50, lr=0.1, weight_decay=5e-4)  # that of DIGITS-MLP
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ def plant(
     others: Split,
     *,
     n_copies: int,
-    noise: float,
     step: int,
-    hidden: tuple[int, ...],
-    recipe: Recipe,
+    noise: float = 0.1,
+    hidden: tuple[int, ...] = (64,),
+    recipe: Recipe = RECIPE,
     seed: int = 0,
 ) -> Planted:
     """Hide copies, subclasses and a side in square images of digits.
@@ -92,8 +93,8 @@ def plant(
         targets: `[T, h, h]`, drawn as the training images are.
         others: further targets, of which half will stand aside, `[T', h, h]`.
         n_copies: c, each of another of the first targets.
-        noise: sd of what is added to each pixel of a copy; it then stays in the range of pixels.
         step: pixels by which half of the pair `SIDE` stands to the left.
+        noise: sd of what is added to each pixel of a copy; it then stays in the range of pixels.
         hidden: widths of the hidden layers.
         recipe: of the first algorithm; its epochs a multiple of the number of versions.
         seed: of the choice of copies, of who stands aside, and of the noise.
@@ -156,10 +157,7 @@ def planted_digits(n: int, n_targets: int, n_others: int, n_copies: int, seed: i
         _first(first, n_targets),
         _first(second, n_others),
         n_copies=n_copies,
-        noise=0.1,
         step=1,
-        hidden=(64,),
-        recipe=Recipe(epochs=30, batch_size=50, lr=0.1, weight_decay=5e-4),
         seed=seed,
     )
 
@@ -186,10 +184,7 @@ def planted_mnist(
         Split(x[:n_targets], few.y[:n_targets]),
         Split(x[n_targets:], few.y[n_targets:]),
         n_copies=n_copies,
-        noise=0.1,
         step=2,
-        hidden=(64,),
-        recipe=Recipe(epochs=30, batch_size=50, lr=0.1, weight_decay=5e-4),
         seed=seed,
     )
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import figures
+from lib import drawings, figures
 from lib.attribution import embedding
-from lib.attribution.application_pictures import show
 from lib.attribution.planted import PAIRS, SIDE
 from lib.attribution.planted_studies import Cluster, Difference, Leakage, Study
 from lib.figures import DASHES, MARKERS, ROLE
@@ -49,12 +48,12 @@ def hidden(study: Study) -> Figure:
     in_place = (train.y == SIDE) & ~planted.aside
     for k in range(side):
         row, target = int(planted.copies[k]), int(planted.originals[k])
-        show(axes[k], train.x[row], row, "copy", is_drawn)
-        show(axes[N_HIDDEN + k], targets.x[target], target, "test image", is_drawn)
+        _thumbnail(axes[k], train.x, row, "copy", is_drawn)
+        _thumbnail(axes[N_HIDDEN + k], targets.x, target, "test image", is_drawn)
         for line, rows, word in ((0, planted.aside, "aside"), (1, in_place, "in place")):
             row = int(rows.nonzero()[k])
             words = f"{int(planted.digits[row])}, {word}"
-            show(axes[line * N_HIDDEN + side + k], train.x[row], row, words, is_drawn)
+            _thumbnail(axes[line * N_HIDDEN + side + k], train.x, row, words, is_drawn)
     return fig
 
 
@@ -112,9 +111,9 @@ def _pairs(figure: SubFigure, study: Study, found: Leakage) -> None:
     is_drawn = plain.name in LICENSED
     for k, (row, target) in enumerate(found.pairs[:N_PAIRS].tolist()):
         above, below = (axes[2 * (k // columns) + j][k % columns] for j in (0, 1))
-        show(above, plain.train.x[row], row, "", is_drawn)
+        _thumbnail(above, plain.train.x, row, "", is_drawn)
         word = "copy" if found.found[k] else "other"
-        show(below, plain.targets.x[target], target, word, is_drawn)
+        _thumbnail(below, plain.targets.x, target, word, is_drawn)
     figure.suptitle("datamodel's first pairs (target below)", fontsize=7, x=0.02, ha="left")
 
 
@@ -162,7 +161,7 @@ def space(study: Study) -> Figure:
         ends = [*order[:N_EXTREME], *order[-N_EXTREME:]]
         for axis, t in zip(axes[k], ends, strict=True):
             word = str(int(planted.target_digits[t]))
-            show(axis, targets.x[t], t, word, planted.plain.name in LICENSED)
+            _thumbnail(axis, targets.x, t, word, planted.plain.name in LICENSED)
         axes[k][0].set_ylabel(f"{k + 1}", rotation=0, ha="right", va="center")
     words = f"the {N_EXTREME} lowest targets on components 1 to {N_COMPONENTS}, and the highest"
     right.suptitle(words, fontsize=7, x=0.05, ha="left")
@@ -285,7 +284,7 @@ def transformation(study: Study, main: Difference, shares: Tensor) -> Figure:
     for axis, row in zip(axes, order, strict=True):
         word = "aside" if planted.aside[row] else "in place"
         words = f"{int(planted.digits[row])}, {word}"
-        show(axis, planted.plain.train.x[row], row, words, planted.plain.name in LICENSED)
+        _thumbnail(axis, planted.plain.train.x, row, words, planted.plain.name in LICENSED)
     left.suptitle(f"the {N_ROWS} highest rows of the direction", fontsize=7, x=0.02, ha="left")
     _bars(right.add_subplot(), shares, planted.names[SIDE])
     return fig
@@ -321,3 +320,8 @@ def oriented(study: Study, main: Difference) -> Tensor:
     direction, aside = main.direction, study.planted.aside
     gap = direction[aside].mean() - direction[~aside].mean()
     return direction * (1.0 if gap >= 0 else -1.0)
+
+
+def _thumbnail(axis: Axes, x: Tensor, row: int, words: str, is_drawn: bool) -> None:
+    """Row `row` of `[n, d]`, or its number."""
+    drawings.thumbnail(axis, x[row], words, instead=None if is_drawn else row)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import training
+from lib import bootstrap, training
 from lib.attribution import baselines, datamodels, embedding, metrics, trak, truth
 from lib.attribution.planted import (
     LEFT,
@@ -154,11 +154,13 @@ class Difference:
         """
         squares = torch.stack([half.per_target for half in self.halves])  # [2, 2, T]
         totals = torch.stack([half.totals for half in self.halves])
-        n_targets = squares.shape[2]
-        generator = torch.Generator().manual_seed(seed)
-        pick = torch.randint(n_targets, (N_DRAWS, n_targets), generator=generator)
-        shares = (squares[..., pick].sum(-1) / totals[..., pick].sum(-1)).mean(0)  # [2, N_DRAWS]
-        return (self.first[0] / self.second[0]).item(), _half(shares[0] / shares[1])
+
+        def ratio(pick: Tensor) -> Tensor:
+            shares = (squares[..., pick].sum(-1) / totals[..., pick].sum(-1)).mean(0)  # [2, b]
+            return shares[0] / shares[1]
+
+        low, high = _ends(ratio, squares.shape[2], seed)
+        return (self.first[0] / self.second[0]).item(), (high - low) / 2
 
 
 def prepare(run: Run, progress: Progress | None = None) -> Study:
@@ -252,8 +254,8 @@ def find(method: str, scores: Tensor, planted: Tensor, *, n_ranks: int = 100) ->
         method,
         pairs,
         planted.flatten()[order],
-        (hits.mean().item(), _half(_resampled(hits))),
-        (wins.mean().item(), _half(_resampled(wins))),
+        (hits.mean().item(), _half(hits)),
+        (wins.mean().item(), _half(wins)),
         is_first.double().mean().item(),
     )
 
@@ -366,29 +368,23 @@ def _features(study: Study, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _judged(method: str, pair: int, split: Tensor, is_second: Tensor, seed: int) -> Cluster:
-    generator = torch.Generator().manual_seed(seed)
-    pick = torch.randint(len(split), (N_DRAWS, len(split)), generator=generator)
     return Cluster(
         method,
         pair,
         embedding.rand_index(split, is_second).item(),
-        _ends(embedding.rand_index(split[pick], is_second[pick])),
+        _ends(lambda p: embedding.rand_index(split[p], is_second[p]), len(split), seed),
         embedding.chance_rand(split, is_second, seed=seed),
     )
 
 
-def _resampled(values: Tensor, *, seed: int = 0) -> Tensor:
+def _ends(statistic: Callable[[Tensor], Tensor], n: int, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval over resamples of n rows."""
     generator = torch.Generator().manual_seed(seed)
-    pick = torch.randint(len(values), (N_DRAWS, len(values)), generator=generator)
-    return values[pick].mean(1)
-
-
-def _ends(values: Tensor) -> tuple[float, float]:
-    """The 95% interval of resampled values."""
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    low, high = bootstrap.interval(statistic, n, generator=generator, n_draws=N_DRAWS).tolist()
     return low, high
 
 
 def _half(values: Tensor) -> float:
-    low, high = _ends(values)
+    """Half of the interval of the mean."""
+    low, high = _ends(lambda pick: values[pick].mean(1), len(values))
     return (high - low) / 2

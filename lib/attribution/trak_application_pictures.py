@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from lib import figures
+from lib import drawings, figures
 from lib.attribution.brittleness import paired_difference
 from lib.attribution.datamodel_pictures import LICENSED
 from lib.attribution.fact_studies import PROPONENTS, Tracing
 from lib.attribution.fact_studies import Removal as FactRemoval
 from lib.attribution.gallery_studies import Gallery
-from lib.attribution.pair_studies import COSINE, NEIGHBOURS, TRAK, Removal, Study
+from lib.attribution.pair_studies import COSINE, MARGIN, NEIGHBOURS, TRAK, Removal, Study
 from lib.attribution.retrieval import Retrieval
 from lib.figures import MARKERS, ROLE
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 ROLES = {
     "TRAK": "main",
+    MARGIN: "second",
     COSINE: "seventh",
     "TracIn": "second",
     "TracIn, cosines": "fourth",
@@ -198,10 +198,12 @@ def gallery(found: Gallery, targets: Sequence[int]) -> Figure:
     for k, t in enumerate(targets):
         line = axes[k * columns : (k + 1) * columns]
         order = found.tau[:, t].argsort(descending=True).tolist()
-        _image(line[0], asked.x[t], t, found.names[int(asked.y[t])], drawn)
+        number = None if drawn else t
+        drawings.thumbnail(line[0], asked.x[t], found.names[int(asked.y[t])], instead=number)
         rows = [*order[:N_SHOWN], *order[: -N_SHOWN - 1 : -1]]
         for axis, i in zip(line[1:], rows, strict=True):
-            _image(axis, data.x[i], i, found.names[int(data.y[i])], drawn)
+            number = None if drawn else i
+            drawings.thumbnail(axis, data.x[i], found.names[int(data.y[i])], instead=number)
     axes[0].set_title("target", loc="center")
     axes[1].set_title("raise its margin")
     axes[1 + N_SHOWN].set_title("lower its margin")
@@ -210,7 +212,7 @@ def gallery(found: Gallery, targets: Sequence[int]) -> Figure:
 
 def agreement(found: Gallery) -> Figure:
     """Left: share of the target's class high and low in the gallery; right: datamodel overlap."""
-    fig, (left, right) = figures.panels(1, 2, height=2.1)
+    fig, (left, right) = figures.panels(1, 2, height=2.3)
     high, low = found.same_class
     bins = torch.linspace(-0.05, 1.05, 12).tolist()
     left.hist([high, low], bins=bins, color=[ROLE["main"], ROLE["fourth"]],
@@ -219,16 +221,16 @@ def agreement(found: Gallery) -> Figure:
     chance = (y[:, None] == found.setting.targets.y).double().mean().item()
     left.axvline(chance, color=ROLE["random"], linestyle="--", label="chance")
     left.set(xlabel="share of the target's class", ylabel="targets", title="class of the images")
-    left.legend(loc="upper center")
+    left.plot([], [], color="black", label="mean, right")
     right.hist(found.shared, bins=20, color=ROLE["main"])
-    right.axvline(1, color=ROLE["random"], linestyle="--", label="chance")
-    right.axvline(found.shared.mean().item(), color="black", label="mean")
+    right.axvline(1, color=ROLE["random"], linestyle="--")
+    right.axvline(found.shared.mean().item(), color="black")
     right.set(
         xlabel="images shared with the datamodel / chance",
         ylabel="targets",
         title="20 highest of both",
     )
-    right.legend(loc="upper right")
+    figures.legend(fig, left)
     return fig
 
 
@@ -237,15 +239,3 @@ def _pair(axis: Axes, study: Study, row: int) -> None:
     words = study.pairs.caption(row).split()
     axis.set_xlabel(" ".join(words[:3]) + "\n" + " ".join(words[3:]), fontsize=6, labelpad=2)
     axis.set(xticks=[], yticks=[])
-
-
-def _image(axis: Axes, x: Tensor, row: int, word: str, drawn: bool) -> None:
-    if drawn:
-        side = round(x.numel() ** 0.5)
-        axis.imshow(x.reshape(side, side).numpy(), cmap="gray_r")
-    else:
-        axis.text(0.5, 0.5, str(row), ha="center", va="center", fontsize=7)
-    axis.set(xticks=[], yticks=[])
-    for side_of in axis.spines.values():
-        side_of.set_visible(False)
-    axis.set_xlabel(word, fontsize=6, labelpad=1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lib import figures
+from lib import drawings, figures
 from lib.attribution.ground import Ground, Point
 from lib.attribution.pareto import front
 from lib.figures import DASHES, MARKERS, ROLE
@@ -220,19 +220,9 @@ def neighbours(g: Ground, tau: Tensor, target: int, title: str) -> Figure:
         line[0].set_axis_off()
         line[1].set_title(f"{word} its margin")
         for axis, i in zip(line[1:], picks.tolist(), strict=True):
-            _image(axis, g.setting.train.x[i])
-            axis.set_xlabel(f"label {int(g.setting.train.y[i])}", fontsize=6, labelpad=1)
-    _image(axes[0], g.setting.targets.x[target])
+            drawings.thumbnail(axis, g.setting.train.x[i], f"label {int(g.setting.train.y[i])}")
+    label = int(g.setting.targets.y[target])
+    drawings.thumbnail(axes[0], g.setting.targets.x[target], f"label {label}")
     axes[0].set_axis_on()
     axes[0].set_title(f"{title}: target")
-    axes[0].set_xlabel(f"label {int(g.setting.targets.y[target])}", fontsize=6, labelpad=1)
     return fig
-
-
-def _image(axis: Axes, x: Tensor) -> None:
-    side = round((x.numel() // (3 if x.ndim == 3 else 1)) ** 0.5)
-    image = x.float().cpu()
-    image = image.permute(1, 2, 0) if x.ndim == 3 else image.reshape(side, side)
-    image = (image - image.min()) / (image.max() - image.min())
-    axis.imshow(image.numpy(), cmap="gray_r")
-    axis.set(xticks=[], yticks=[])

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Numbers held at once by a block of resamples; fixed, so that a seed always gives one interval.
-_BLOCK = 2**21
+from lib import bootstrap
 
 
 @dataclass(frozen=True)
@@ -228,14 +227,13 @@ def _interval(
     units = sums.shape[-1]
     if units < 2:
         raise ValueError(f"want at least 2 examples or groups to resample, got {units}")
-    block = max(1, _BLOCK // units)
-    results = []
-    for first in range(0, n_draws, block):
-        shape = min(block, n_draws - first), units
-        drawn = torch.randint(units, shape, generator=generator, device=generator.device)
-        counts = torch.zeros(shape, dtype=sums.dtype, device=sums.device)
+
+    def resampled(drawn: Tensor) -> Tensor:
+        counts = torch.zeros(drawn.shape, dtype=sums.dtype, device=sums.device)
         counts.scatter_add_(1, drawn.to(sums.device), torch.ones_like(counts))
-        results.append(statistic(sums @ counts.T))  # [..., draws]
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=sums.dtype, device=sums.device)
-    low, high = torch.quantile(torch.cat(results, dim=-1), tails, dim=-1)
+        return statistic(sums @ counts.T)
+
+    low, high = bootstrap.interval(
+        resampled, units, generator=generator, n_draws=n_draws, level=level
+    )
     return low, high

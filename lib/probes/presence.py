@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lib import bootstrap
 from lib.probes.controls import control_task, shuffled_labels
 from lib.probes.evaluate import accuracy, bootstrap_interval, ece, roc_auc, score_agreement
 from lib.probes.linear import fit_logistic
@@ -245,8 +246,10 @@ def paired_interval(
     difference: Tensor, *, generator: torch.Generator, n_draws: int = 2000
 ) -> tuple[float, float, float]:
     """Mean of paired differences `[M]` and its 95% bootstrap interval over networks."""
-    n = len(difference)
-    draws = torch.randint(n, (n_draws, n), generator=generator)
-    means = difference[draws].mean(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    low, high = bootstrap.interval(
+        lambda rows: difference[rows].mean(1),
+        len(difference),
+        generator=generator,
+        n_draws=n_draws,
+    ).tolist()
     return difference.mean().item(), low, high

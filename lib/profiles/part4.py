@@ -285,9 +285,9 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "lr": 0.01,
                 "n_models": 8,
                 "k": 128,
-                "n_targets": 6,
+                "n_targets": 12,
                 "ks": (10, 30),
-                "methods": ("TRAK", "neighbours"),
+                "methods": ("TRAK", "TRAK of the margin", "neighbours"),
                 "repeats": 2,
             },
             "facts": {
@@ -320,7 +320,12 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "k": 256,
                 "n_targets": 6,
                 "ks": (10, 40),
-                "methods": ("TRAK", "neighbours", "TRAK of the cosine"),
+                "methods": (
+                    "TRAK",
+                    "TRAK of the margin",
+                    "neighbours",
+                    "TRAK of the cosine",
+                ),
                 "repeats": 2,
             },
             "facts": {

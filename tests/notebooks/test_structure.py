@@ -155,6 +155,23 @@ def test_lib_file_is_readable_in_one_sitting(path: Path) -> None:
     assert path.stem not in VAGUE_NAMES
 
 
+def off_the_map(text: str, names: set[str]) -> set[str]:
+    """Files that a map does not name, and names on it that are no files."""
+    lines = [line.split() for line in text.splitlines() if line.startswith("    ")]
+    return {words[0] for words in lines} ^ names
+
+
+def test_every_file_of_attribution_is_on_its_map_once() -> None:
+    folder = ROOT / "lib" / "attribution"
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()), clean=False) or ""
+    assert off_the_map(text, {p.stem for p in folder.glob("*.py")} - {"__init__"}) == set()
+
+
+def test_files_that_a_map_lacks_or_invents_are_found() -> None:
+    text = "A map\n    trak   networks\n    gone   moved away\nand words"
+    assert off_the_map(text, {"trak", "new"}) == {"gone", "new"}
+
+
 def tracked_files() -> list[Path]:
     done = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -13,7 +13,7 @@ import pytest
 import torch
 from matplotlib.colors import is_color_like
 
-from lib import config, figures
+from lib import config, drawings, figures
 from lib.config import ROOT, Run
 
 ALT = "A line that rises from the lower left to the upper right."
@@ -113,6 +113,24 @@ def test_panels_are_a_flat_list_row_by_row():
     assert axes[1].get_position().x0 > axes[0].get_position().x0
     assert axes[3].get_position().y0 < axes[0].get_position().y0
     mpl.pyplot.close(fig)
+
+
+@pytest.mark.parametrize("x", [torch.arange(9.0), torch.arange(9.0).view(1, 3, 3)])
+def test_a_thumbnail_spans_its_own_range_and_has_no_frame(x: torch.Tensor):
+    _, (axis,) = figures.panels()
+    drawings.thumbnail(axis, x, "three")
+    (image,) = axis.get_images()
+    assert image.get_array().squeeze().tolist() == (torch.arange(9.0) / 8).view(3, 3).tolist()
+    assert axis.get_xlabel() == "three"
+    assert not any(side.get_visible() for side in axis.spines.values())
+
+
+def test_a_picture_that_may_not_be_shown_leaves_its_number_alone():
+    _, (axis,) = figures.panels()
+    drawings.thumbnail(axis, torch.arange(9.0), "three", instead=17)
+    assert not axis.get_images()
+    assert [text.get_text() for text in axis.texts] == ["17"]
+    assert axis.get_xlabel() == "three"
 
 
 def test_every_role_is_a_colour_and_the_cycle_repeats_none():

@@ -88,7 +88,30 @@ def test_a_pair_of_the_batch_does_not_meet_itself_there():
     out = model(torch.tensor([3, 20]))
     assert torch.isinf(out[0, :, 4]).all()
     assert torch.isinf(out).sum() == 2
-    assert torch.isfinite(two_tower.contrastive(out)).all()
+    for read in (two_tower.contrastive, two_tower.margin):
+        assert torch.isfinite(read(out)).all()
+
+
+def test_the_margin_is_the_log_odds_of_the_pair_both_ways():
+    out = in_batch()(torch.tensor([3, 20, 33]))
+    p = out.double().softmax(-1)[..., 0]
+    assert_close(two_tower.margin(out).double(), (p / (1 - p)).log().sum(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_margin_and_its_weight_make_the_gradient_of_training():
+    """Where both directions agree, weight times slope is that of the log-probability, halved."""
+    logits = torch.randn(5, 1, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one, other = (logits.expand(5, 2, 9).clone().requires_grad_() for _ in range(2))
+    pair_studies.of_margin(two_tower.margin(one)).sum().backward()
+    pair_studies.half(two_tower.contrastive(other)).sum().backward()
+    assert_close(one.grad, other.grad)
+
+
+def test_the_weight_of_a_margin_is_half_of_one_minus_p():
+    p = torch.tensor([0.01, 0.3, 0.5, 0.9, 0.999], dtype=torch.float64)
+    out = (2 * (p / (1 - p)).log()).requires_grad_()  # both directions at p
+    (slope,) = torch.autograd.grad(pair_studies.of_margin(out).sum(), out)
+    assert_close(-slope, (1 - p) / 2)
 
 
 def test_gradients_of_the_cosine_are_those_of_autograd():
@@ -119,11 +142,14 @@ def test_a_target_that_is_in_training_is_its_own_strongest_pair():
         for k in range(2)
     ]
     targets = torch.tensor([2, 11, 25])
-    for asked in ((targets,), pair_studies.cosine_gradients(targets)):
+    for asked, output, loss in (
+        ((targets,), two_tower.contrastive, pair_studies.half),
+        ((targets,), two_tower.margin, pair_studies.of_margin),
+        (pair_studies.cosine_gradients(targets), two_tower.contrastive, pair_studies.half),
+    ):
         tau = trak.trak(
-            models, (torch.arange(30),), asked, k=None, ridge=0.1,
-            output=two_tower.contrastive, loss=pair_studies.half,
-        ).tau  # fmt: skip
+            models, (torch.arange(30),), asked, k=None, ridge=0.1, output=output, loss=loss
+        ).tau
         own = tau[targets, torch.arange(3)]
         assert (own > 0).all()
         if isinstance(asked, tuple):
