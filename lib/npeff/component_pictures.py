@@ -29,7 +29,7 @@ def metric(reach: float = 1.6, side: int = 81) -> Figure:
     start = torch.tensor([1.2, -0.4], dtype=torch.float64)
     steps = torch.linspace(-reach, reach, side, dtype=torch.float64)
     da, db = torch.meshgrid(steps, steps, indexing="xy")
-    fig, axes = figures.panels(1, 2, height=2.9, sharey=True)
+    fig, axes = figures.panels(1, 2, width=5.2, height=2.9, sharey=True)
     levels = (0.02, 0.08, 0.18, 0.32)
     for axis, x in zip(axes, (1.0, -1.5), strict=True):
         divergence, quadratic = _divergence(start, da, db, x)
@@ -78,9 +78,9 @@ def sparsity(found: Mapping[str, KeptShare], chosen: Mapping[str, int]) -> Figur
     for axis in axes:
         axis.set(xlabel="entries kept of an example, K")
         axis.set_xscale("log", base=2)
-    axes[0].set(ylabel="share q of the PEF's norm", ylim=(0, 1.02))
+    axes[0].set(ylabel="share q of the PEF's norm", ylim=(0, 1.08))
     axes[0].set_title(f"median, {LEVELS[0]:.0%} to {LEVELS[-1]:.0%} of examples")
-    axes[1].set(ylabel="parameters with an entry, m'", ylim=(0, None))
+    axes[1].set(ylabel="parameters used, m'", ylim=(0, None))
     axes[1].set_title("circle: the K of this run")
     figures.legend(fig, axes[0])
     return fig
@@ -96,6 +96,7 @@ def recovered(found: Mapping[str, Recovery]) -> Figure:
         counts = ", ".join(str(int(n)) for n in recovery.found())
         axis.set(title=f"{name}\nfound by start: {counts} of {r}", xlabel="planted, by cosine")
         axis.axhline(0.99, color=ROLE["control"], linestyle=":")
+        axis.set_xticks([1, *range(5, r + 1, 5)])
     axes[0].set(ylabel="|cosine| with the nearest", ylim=(0, 1.03))
     return fig
 
@@ -124,7 +125,10 @@ def rules(
     )
     for place, j in enumerate(order):
         if tuning.tuned[j]:
-            axis.plot(place, -0.9, ".", color="black", clip_on=False)
+            beyond = tuning.share[j] > tuning.null_one_prediction
+            face = "black" if beyond else "white"
+            axis.plot(place, -0.95, "o", ms=3, mfc=face, mec="black", mew=0.6, clip_on=False)
+    axis.set_ylim(len(names) - 0.5, -0.5)
     for k in range(1, len(names)):
         if classes[k] != classes[k - 1]:
             axis.axhline(k - 0.5, color="white", linewidth=1.5)
@@ -185,18 +189,23 @@ def outliers(norms: Tensor, found: Mapping[str, tuple[Tensor, Tensor]]) -> Figur
     return fig
 
 
-def places(names: Sequence[str], mass: Tensor, order: Sequence[int]) -> Figure:
+def places(names: Sequence[str], mass: Tensor, order: Sequence[int], least: float = 0.05) -> Figure:
     """Share of each component's squared length in each parameter of the network.
 
     Args:
         mass: `[r, parameters]`; order: of the components, as in `rules`.
+        least: parameters that hold less of every component are shown together.
     """
-    fig, (axis,) = figures.panels(height=0.6 + 0.16 * len(names))
-    shown = axis.imshow(mass[list(order)].T, cmap="viridis", aspect="auto", vmin=0)
-    axis.set_yticks(range(len(names)), names, fontsize=6)
+    large = mass.amax(0) >= least
+    shown = torch.cat([mass[:, large], mass[:, ~large].sum(1, keepdim=True)], 1)
+    words = [name for name, kept in zip(names, large, strict=True) if kept]
+    words += [f"{int((~large).sum())} others together"]
+    fig, (axis,) = figures.panels(height=0.6 + 0.19 * len(words))
+    image = axis.imshow(shown[list(order)].T, cmap="viridis", aspect="auto", vmin=0)
+    axis.set_yticks(range(len(words)), words)
     axis.set_xticks([])
-    axis.set_xlabel("components, in the order of the figure before")
-    fig.colorbar(shown, ax=axis, label="share of squared length", shrink=0.9)
+    axis.set_xlabel("components, in the order of figure 4")
+    fig.colorbar(image, ax=axis, label="share of squared length", shrink=0.9)
     return fig
 
 
@@ -206,8 +215,9 @@ def repeated(pairs: Mapping[str, Tensor], null: float) -> Figure:
     for order, (name, best) in enumerate(pairs.items()):
         _curve(axis, best, name, order)
     axis.axhline(null, color=ROLE["random"], linestyle=":", label="rows of one run permuted")
-    axis.set(xlabel="component, by cosine", ylabel="largest cosine of coefficients", ylim=(0, 1.03))
-    axis.legend(loc="lower left")
+    axis.set(xlabel="component of either run, by cosine", ylim=(0, 1.03))
+    axis.set_ylabel("largest cosine of coefficients")
+    axis.legend(loc=(0.02, null + 0.06))
     return fig
 
 

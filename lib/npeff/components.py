@@ -172,7 +172,8 @@ class Tuning:
 
     concept: Tensor  # int64 [r], the most frequent concept among the top examples
     share: Tensor  # float64 [r], of the top examples that have it
-    null: float  # share that the best of r random sets reaches in 95% of draws
+    null: float  # share that the best of r random sets stays below in 95% of draws
+    null_one_prediction: float  # the same for random sets of examples with one prediction
     prediction: Tensor  # float64 [r], share of the most frequent prediction
     null_prediction: float
 
@@ -204,14 +205,30 @@ def tuning(
     size = n_top(n, r)
     top = concept_search.top_examples(coefficients, size)
     generator = torch.Generator().manual_seed(seed)
-    random = torch.rand(n_draws * r, n, generator=generator).topk(size, dim=1).indices
-    found = [_most_frequent(values[top]) for values in (concept, predicted)]
-    nulls = [
-        _most_frequent(values[random])[1].view(n_draws, r).amax(1).quantile(0.95)
-        for values in (concept, predicted)
+    (names, share), (_, prediction) = (_most_frequent(v[top]) for v in (concept, predicted))
+    chance = _null(concept, size, r, n_draws, generator)
+    one_prediction = [
+        _null(concept[predicted == c], size, r, n_draws, generator)
+        for c in predicted.unique()
+        if (predicted == c).sum() > size
     ]
-    (names, share), (_, prediction) = found
-    return Tuning(names, share, float(nulls[0]), prediction, float(nulls[1]))
+    return Tuning(
+        names,
+        share,
+        chance,
+        max(one_prediction, default=1.0),
+        prediction,
+        _null(predicted, size, r, n_draws, generator),
+    )
+
+
+def _null(values: Tensor, size: int, r: int, n_draws: int, generator: torch.Generator) -> float:
+    """Share of the most frequent value that the best of r random sets stays below in 95%."""
+    best = [
+        _most_frequent(values[torch.rand(r, len(values), generator=generator).topk(size).indices])
+        for _ in range(n_draws)
+    ]
+    return float(torch.stack([share.amax() for _, share in best]).quantile(0.95))
 
 
 def _most_frequent(sets: Tensor) -> tuple[Tensor, Tensor]:
