@@ -120,9 +120,7 @@ def rules(
     shown = axis.imshow(precision[order].T, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     axis.set_yticks(range(len(names)), names)
     axis.set_xticks([])
-    axis.set_xlabel(
-        "components, grouped by the rule of most of their top examples; dot: beyond chance"
-    )
+    axis.set_xlabel("components, grouped by the rule of most of their top examples")
     for place, j in enumerate(order):
         if tuning.tuned[j]:
             beyond = tuning.share[j] > tuning.null_one_prediction

@@ -35,7 +35,8 @@ from lib.gradients.hooks import (
     write_gradients,
 )
 from lib.gradients.outputs import CentredLogit
-from lib.npeff.store import DIAGONAL, LOW_RANK, Fishers, Parameters, concatenate, largest
+from lib.npeff.rows import largest
+from lib.npeff.store import DIAGONAL, LOW_RANK, Fishers, Parameters, concatenate
 
 Progress = Callable[[Sequence[int]], Iterator[int]]
 SPARSE = 0.05  # share of a layer's weights that an example may use for the sparse way to pay

@@ -10,7 +10,7 @@ Order of work, as in the paper: `lib.npeff.fisher` makes them, `prune` drops unu
 `normalise` divides by the norms of the dense PEFs.
 
 Public names: `Fishers`, `prune`, `normalise`, `sparse_norms`, `energy`, `select_columns`, `take`,
-`truncate`, `concatenate`, `from_dense`, `largest`, `Parameters`.
+`truncate`, `concatenate`, `from_dense`, `Parameters`.
 
 Source: document 3, sections 2.1 and 2.2 (sparsity, preprocessing); specification sections 0 and 1.
 """
@@ -21,14 +21,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from lib.npeff.rows import largest, offsets_of, ranges
+
 LOW_RANK, DIAGONAL = "low-rank", "diagonal"
 GUARD = {LOW_RANK: 1e-12, DIAGONAL: 1e-9}  # of the norm, as the paper's code divides by it
-
-SAMPLE = 8192  # entries of a row that a threshold is guessed from
 
 Parameters = tuple[tuple[str, tuple[int, ...]], ...]  # names and shapes in the flat order
 
@@ -210,56 +209,18 @@ def take(fishers: Fishers, examples: Tensor) -> Fishers:
         raise ValueError(f"want examples in 0..{len(fishers) - 1}, got up to {int(examples.max())}")
     first = torch.searchsorted(fishers.example, examples)
     n_rows = torch.searchsorted(fishers.example, examples, right=True) - first
-    rows = _ranges(first, n_rows)
+    rows = ranges(first, n_rows)
     lengths = fishers.offsets.diff()[rows]
-    entries = _ranges(fishers.offsets[rows], lengths)
+    entries = ranges(fishers.offsets[rows], lengths)
     return replace(
         fishers,
         values=fishers.values[entries],
         columns=fishers.columns[entries],
-        offsets=_offsets(lengths),
+        offsets=offsets_of(lengths),
         example=torch.arange(len(examples), device=rows.device).repeat_interleave(n_rows),
         norms=fishers.norms[examples],
         logits=fishers.logits[examples],
     )
-
-
-def largest(entries: Tensor, k: int) -> list[Tensor]:
-    """Where the k entries of largest magnitude of each row are, zeros never among them.
-
-    Args:
-        entries: ``[b, N]``.
-
-    Returns:
-        For each row ascending indices, int64, at most k of them.
-
-    A processor sorts long rows slowly, so a threshold is guessed from a sample of the row and only
-    what passes is sorted; where the guess lets too few pass, the row is sorted after all.
-    """
-    magnitude = entries.abs()
-    step = magnitude.shape[1] // SAMPLE
-    if magnitude.is_cuda or step < 2 or magnitude.shape[1] < 8 * k:
-        guess = magnitude.new_zeros(len(magnitude))
-    else:
-        sample = magnitude[:, :: step | 1]  # an odd step meets all columns of even widths
-        rank = min(sample.shape[1], int(1.3 * k / step) + 8)
-        guess = sample.topk(rank, dim=1, sorted=False).values.amin(1)
-    passes = (magnitude >= guess[:, None]) & (magnitude > 0)
-    found = []
-    for row, passing in zip(magnitude, passes, strict=True):
-        at = _where(passing)
-        if len(at) < k:
-            at = _where(row > 0)
-        if len(at) > k:
-            at = at[row[at].topk(k, sorted=False).indices].sort().values
-        found.append(at)
-    return found
-
-
-def _where(mask: Tensor) -> Tensor:
-    if mask.is_cuda:
-        return mask.nonzero()[:, 0]
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # twice as fast as torch's (measured)
 
 
 def truncate(fishers: Fishers, k: int) -> Fishers:
@@ -284,7 +245,7 @@ def truncate(fishers: Fishers, k: int) -> Fishers:
         fishers,
         values=fishers.values[stay],
         columns=fishers.columns[stay],
-        offsets=_offsets(lengths),
+        offsets=offsets_of(lengths),
         k=k,
     )
 
@@ -302,7 +263,7 @@ def concatenate(parts: Sequence[Fishers]) -> Fishers:
         first,
         values=torch.cat([part.values for part in parts]),
         columns=torch.cat([part.columns for part in parts]),
-        offsets=_offsets(torch.cat([part.offsets.diff() for part in parts])),
+        offsets=offsets_of(torch.cat([part.offsets.diff() for part in parts])),
         example=torch.cat(total),
         norms=torch.cat([part.norms for part in parts]),
         logits=torch.cat([part.logits for part in parts]),
@@ -352,7 +313,7 @@ def from_dense(
         kind,
         rows.reshape(n * c, m)[at[:, 0], at[:, 1]],
         at[:, 1].contiguous(),
-        _offsets(torch.bincount(at[:, 0], minlength=n * c)),
+        offsets_of(torch.bincount(at[:, 0], minlength=n * c)),
         torch.arange(n, device=rows.device).repeat_interleave(c),
         norms,
         torch.zeros(n, c, device=rows.device) if logits is None else logits,
@@ -377,7 +338,7 @@ def _mapped(fishers: Fishers, old_to_new: Tensor, kept: Tensor) -> Fishers:
         fishers,
         values=fishers.values[stay],
         columns=columns[stay],
-        offsets=_offsets(lengths),
+        offsets=offsets_of(lengths),
         kept=kept,
     )
 
@@ -398,13 +359,3 @@ def _rows_of(fishers: Fishers) -> list[Tensor]:
         dense[rows, at] = fishers.values[lo:hi].double()
         found.append(dense)
     return found
-
-
-def _offsets(lengths: Tensor) -> Tensor:
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-
-
-def _ranges(first: Tensor, lengths: Tensor) -> Tensor:
-    """``first[i], first[i] + 1, ...``, ``lengths[i]`` numbers each, one after the other."""
-    start = first - (lengths.cumsum(0) - lengths)
-    return start.repeat_interleave(lengths) + torch.arange(int(lengths.sum()), device=first.device)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib.npeff import store
+from lib.npeff import rows, store
 
 
 def planted(n: int = 5, c: int = 2, m: int = 12, seed: int = 0) -> Tensor:
@@ -98,14 +98,14 @@ def test_truncation_is_making_them_with_a_smaller_k() -> None:
 def test_the_largest_entries_are_found_whatever_the_guess() -> None:
     """Long rows of several kinds, among them one whose sample misleads."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(4, 200_000, generator=generator) ** 5
-    rows[1, :100] = 1e9  # all large entries in one place
-    rows[2] = 0
-    rows[2, 7] = -1.0
-    step = (200_000 // store.SAMPLE) | 1
-    rows[3, ::step] = 1e9  # the sample sees only large entries
-    rows[3, ::2] = 0
-    for row, found in zip(rows, store.largest(rows, 100), strict=True):
+    entries = torch.randn(4, 200_000, generator=generator) ** 5
+    entries[1, :100] = 1e9  # all large ones in one place
+    entries[2] = 0
+    entries[2, 7] = -1.0
+    step = (200_000 // rows.SAMPLE) | 1
+    entries[3, ::step] = 1e9  # the sample sees only large ones
+    entries[3, ::2] = 0
+    for row, found in zip(entries, rows.largest(entries, 100), strict=True):
         want = row.abs().topk(100).values
         got = row[found].abs().sort(descending=True).values
         assert torch.equal(got, want[want > 0])
