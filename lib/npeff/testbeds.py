@@ -28,6 +28,7 @@ RECIPES: Mapping[str, Recipe] = {
     "snli": Recipe(10, 100, 0.003, optimizer="adam", schedule="triangular"),
     "digits": Recipe(20, 50, 0.01, optimizer="adam", schedule="triangular"),
 }
+LEAST_MARGIN = 0.1  # of accuracy above majority and hypothesis-only
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,17 @@ class Testbed:
         """Held-out accuracy above the best baseline."""
         return self.accuracy - max(self.baselines.values())
 
+    @property
+    def too_weak(self) -> bool:
+        """Whether the network is hardly better than a baseline: claims about it are not judged."""
+        return self.margin < LEAST_MARGIN
+
     def __str__(self) -> str:
+        weak = "; MODEL TOO WEAK for claims" if self.too_weak else ""
         least = ", ".join(f"{name} {value:.3f}" for name, value in self.baselines.items())
         return (
             f"{self.name}: {models.n_parameters(self.model):,} parameters, accuracy "
-            f"{self.accuracy:.3f} on {len(self.held_out):,} held-out examples ({least})"
+            f"{self.accuracy:.3f} on {len(self.held_out):,} held-out examples ({least}){weak}"
         )
 
 
