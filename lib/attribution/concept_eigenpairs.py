@@ -1,0 +1,415 @@
+"""Concept attribution without forming a gradient: the strongest directions, and the rest alike.
+
+The task and the target are those of `concepts.attribute`: the score of example i for a concept
+image t is `g_t' (G + lambda)^-1 g_i`, times Q_i, with g gradients in the parameters before a layer
+and `G = sum_i g_i g_i'`. A linear layer that reads one vector a an example has the gradient `d a'`,
+so that everything below follows from a and d, of one pass that serves all layers:
+
+- The eigenvectors u of `sum d d'` and v of `sum a a'` make an orthonormal basis of outer products
+  `u v'`; in it the energy of the gradients is `sum_i (u' d_i)^2 (v' a_i)^2`.
+- On the k pairs with the most energy G is taken as it is. Off them it is taken for a multiple of
+  the identity, the mean energy of the other p - k pairs.
+- What the pairs leave out is there exactly, because inner products of whole gradients cost
+  nothing: `<g_t, g_i> = <d_t, d_i> <a_t, a_i>`.
+
+So no gradient is dropped, as a random projection drops most of it, and with k = p the result is
+that of `concepts.attribute(k=None)`. Nothing is random.
+
+Source: document 1, method, for task and target. The basis is that of EK-FAC (`kfac`); keeping its
+strongest pairs, with the matrix between them, and the mean of the others is ours.
+
+Public names: `attribute_eigenpairs`, `Outer`, `EigenPairs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib import features, gradients
+from lib.attribution.concepts import L2, VERSIONS, ConceptAttribution, ConceptData, ridge_probe
+from lib.attribution.prefixes import Reader, depends
+from lib.attribution.surrogate import factor
+from lib.attribution.trak import Data, Loss, logistic, slopes_at
+from lib.gradients.flat import batches, check_finite
+from lib.gradients.hooks import Calls, record
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Gradients in one linear module: example b's is `d[b, :, None] * a[b, None, :]`."""
+
+    a: Tensor  # [b, i], inputs; a last column of ones where the module has a bias
+    d: Tensor  # [b, o], gradients of the output at the module's outputs
+
+
+Gradients = Mapping[str, Outer]  # by module
+Matrices = Mapping[str, Tensor]  # gradients that are no outer products, `[r, o, i]` by module
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A module's training gradients in the eigenbasis of its own two sides."""
+
+    outer: Outer
+    left: Tensor  # [o, o], eigenvectors u, one a row
+    right: Tensor  # [i, i], eigenvectors v
+    rotated: tuple[Tensor, Tensor]  # u' d [o, n] and v' a [i, n]
+    energy: Tensor  # [o, i]
+
+    def rotate(self, outer: Outer) -> tuple[Tensor, Tensor]:
+        """u' d `[o, b]` and v' a `[i, b]`: rows lie together in memory, columns would not."""
+        return self.left @ outer.d.mT, self.right @ outer.a.mT
+
+
+class EigenPairs:
+    """The inverse of `G + lambda` on the gradients of several modules, as the module says."""
+
+    def __init__(self, train: Gradients) -> None:
+        """Find the eigenvectors and the energy of every pair of them.
+
+        Args:
+            train: gradients of n examples, by module.
+        """
+        self._sides = {}
+        for name, outer in train.items():
+            left, right = (torch.linalg.eigh(x.mT @ x).eigenvectors.mT for x in (outer.d, outer.a))
+            u, v = left @ outer.d.mT, right @ outer.a.mT
+            self._sides[name] = _Side(outer, left, right, (u, v), u.square() @ v.square().mT)
+
+    def scores(
+        self,
+        modules: Sequence[str],
+        targets: Sequence[tuple[Gradients, Matrices, Tensor]],
+        *,
+        k: int,
+        ridge: float,
+    ) -> Tensor:
+        """`g_t' (G + lambda)^-1 g_i` for T functionals of these modules' parameters.
+
+        Args:
+            modules: whose parameters count; p is the number of them.
+            targets: (gradients of T functionals, matrices `[r, o, i]`, weights `[T, r]`): their
+                sum, the matrices weighted, is a functional's gradient. Each is one version of
+                the T functionals; V of them share the factorisation.
+            k: pairs on which G is taken as it is; p of them or more are all.
+            ridge: lambda as a share of the mean of the p eigenvalues of G.
+
+        Returns:
+            `[V, n, T]`.
+
+        Raises:
+            ValueError: every training gradient is zero.
+        """
+        sides = {name: self._sides[name] for name in modules}
+        energy = torch.cat([side.energy.flatten() for side in sides.values()])
+        p, total = len(energy), energy.sum(dtype=torch.float64).item()
+        if total == 0:
+            raise ValueError("every training gradient is zero, so nothing can be attributed")
+        k = min(k, p)
+        chosen = _split(energy.topk(k).indices, sides)
+        kept = _kept(chosen, [side.rotated for side in sides.values()])  # [k, n]
+        # The pairs nearly diagonalise the matrix, so that round-off of its entries is small beside
+        # the eigenvalues of their own pairs, large or not: no need of a product in float64.
+        matrix = (kept @ kept.mT).double()
+        on_pairs = matrix.trace().item()
+        damping = ridge * total / p
+        lower = factor(matrix, kept.shape[1], damping * k / on_pairs)
+        # round-off may leave less than nothing
+        off = damping + max(total - on_pairs, 0.0) / (p - k) if k < p else None
+        found = []
+        for outers, matrices, weights in targets:
+            rotated = [side.rotate(outers[name]) for name, side in sides.items()]
+            wanted = _kept(chosen, rotated)  # [k, T]
+            if matrices:
+                more = [
+                    (side.left @ matrices[name] @ side.right.mT)[:, i, j]
+                    for (name, side), (i, j) in zip(sides.items(), chosen, strict=True)
+                ]
+                wanted = wanted + (weights @ torch.cat(more, 1)).mT
+            solved = torch.cholesky_solve(wanted.double(), lower).to(wanted.dtype)
+            if off is None:
+                found.append(kept.mT @ solved)
+                continue
+            whole = _products(sides, outers, matrices, weights)  # [n, T]
+            found.append(whole.div_(off).addmm_(kept.mT, solved.sub_(wanted, alpha=1 / off)))
+        return torch.stack(found)
+
+
+def attribute_eigenpairs(
+    models: Iterable[nn.Module],
+    train: Data,
+    data: ConceptData,
+    layers: Sequence[str],
+    *,
+    k: int = 256,
+    ridge: float = 1.0,
+    l2: float = L2,
+    versions: Sequence[str] = VERSIONS,
+    output: gradients.Output = gradients.margin,
+    loss: Loss = logistic,
+    chunk: int = 1024,
+    progress: Callable[[Iterable[nn.Module]], Iterable[nn.Module]] | None = None,
+) -> ConceptAttribution:
+    """Attribute how well a concept can be read, at every layer, by the strongest eigenpairs.
+
+    Args:
+        models: checkpoints of one architecture, trained on `train` or on parts of it. Before the
+            layers they may have parameters in linear modules alone, each called once on `[n, i]`.
+        train: inputs `[n, ...]`, labels `[n]` and whatever else `output` takes.
+        data: concept images, none of them in `train` (`concepts.refuse_overlap`).
+        layers: names of modules; all share the passes.
+        k: eigenpairs a layer on which the Gram matrix is taken as it is.
+        ridge: lambda as a share of the mean of the p eigenvalues of the Gram matrix. As in
+            `concepts.attribute(k=None)`; with a projection to k numbers, a ridge stands for p / k
+            times as much.
+        l2, versions, output, loss, progress: as for `concepts.attribute`.
+        chunk: examples a pass; the result does not depend on it beyond round-off.
+
+    Returns:
+        The attribution, as of `concepts.attribute`. Beyond it the memory is that of the inputs and
+        output gradients of all modules, and of k numbers an example.
+
+    Raises:
+        ValueError: no checkpoint, layer or pair; a ridge that is not positive; data that are
+            refused; a module that is not linear, or that reads sequences; a gradient that is not
+            finite, by the index of its example; weights used outside their own module.
+
+    Source: document 1, method; specification of document 1, sections 5.1 and 5.2.
+    """
+    data.check()
+    _check(k, ridge, layers, versions)
+    owners: dict[str, list[str]] | None = None
+    total: Tensor | None = None
+    by_model, weights = [], []
+    for index, model in enumerate(progress(models) if progress else models):
+        if owners is None:
+            owners = {layer: _owners(model, train[0], layer) for layer in layers}
+            _verify(model, train, data.x, owners, output)
+        names = list(dict.fromkeys(name for found in owners.values() for name in found))
+        modules = {name: model.get_submodule(name) for name in names}
+        value, rows = _training(model, train, modules, output, chunk)
+        pairs = EigenPairs(rows)
+        targets = _targets(model, data, layers, modules, versions, l2, chunk)
+        part = torch.stack(
+            [
+                pairs.scores(owners[x], [targets[v, x] for v in versions], k=k, ridge=ridge)
+                for x in layers
+            ],
+            dim=1,
+        )  # [V, L, n, T]
+        by_model.append(part.mean(-1))
+        weights.append(slopes_at(value, loss)[0])
+        total = part if total is None else total.add_(part)
+    if total is None:
+        raise ValueError("want at least one checkpoint, got none; train some")
+    q = torch.stack(weights).to(total.dtype)
+    kept = tuple(layers), tuple(versions)
+    return ConceptAttribution(*kept, total / len(weights), torch.stack(by_model), q)
+
+
+def _check(k: int, ridge: float, layers: Sequence[str], versions: Sequence[str]) -> None:
+    if not layers:
+        raise ValueError("want at least one layer to read concepts from, got none")
+    if k < 1 or not ridge > 0:
+        raise ValueError(f"want k >= 1 pairs and a ridge > 0, got {k} and {ridge}")
+    unknown = set(versions) - set(VERSIONS)
+    if unknown or not versions:
+        raise ValueError(f"versions are {', '.join(VERSIONS)}; got {', '.join(sorted(unknown))}")
+
+
+def _owners(model: nn.Module, x: Tensor, layer: str) -> list[str]:
+    """Names of the linear modules whose parameters the layer's output depends on."""
+    found = dict.fromkeys(name.rpartition(".")[0] for name in depends(model, x[:2], layer))
+    for name in found:
+        module = model.get_submodule(name)
+        if type(module) is not nn.Linear:
+            raise ValueError(
+                f"want linear modules before layer {layer!r}, got {type(module).__name__} "
+                f"{name!r}; concepts.attribute takes any"
+            )
+    return list(found)
+
+
+def _verify(
+    model: nn.Module,
+    train: Data,
+    x: Tensor,
+    owners: Mapping[str, Sequence[str]],
+    output: gradients.Output,
+) -> None:
+    """Compare gradients of two examples with autograd: a weight may be used outside its module."""
+    every = list(dict.fromkeys(name for found in owners.values() for name in found))
+    next(gradients.per_example_hooks(model, [t[:2] for t in train], output, block=every))
+    for layer, names in owners.items():
+        reader, block = Reader(model, layer), [f"model.{name}" for name in names]
+        next(gradients.per_example_hooks(reader, (x[:2],), lambda h: h.sum(1), block=block))
+
+
+class _Readers(nn.Module):
+    """A network that returns the pooled activations of several layers side by side."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.layers = model, tuple(layers)
+        self.widths: list[int] = []
+        self.train(model.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # within the forward pass, so that these hooks see what earlier ones made of an output
+        with features.recorded(self.model, self.layers) as seen:
+            self.model(x)
+        parts = [seen[layer] for layer in self.layers]
+        parts = [h.mean(dim=(2, 3)) if h.ndim == 4 else h for h in parts]
+        self.widths = [h.shape[1] for h in parts]
+        return torch.cat(parts, 1)
+
+
+def _training(
+    model: nn.Module,
+    train: Data,
+    modules: Mapping[str, nn.Module],
+    output: gradients.Output,
+    chunk: int,
+) -> tuple[Tensor, dict[str, Outer]]:
+    """Outputs `[n]` and gradients of the network's own task."""
+    values, parts = [], []
+    for rows in batches(train, chunk):
+        recorded = record(model, rows[0], dict(modules))
+        with torch.enable_grad():
+            value = output(recorded.out, *rows[1:])
+        parts.append(_outers(recorded.calls(value, torch.ones_like(value)), modules))
+        values.append(value.detach())
+    found = _joined(parts)
+    for outer in found.values():
+        check_finite(outer.a, 0, "activation")
+        check_finite(outer.d, 0)
+    return torch.cat(values), found
+
+
+def _targets(
+    model: nn.Module,
+    data: ConceptData,
+    layers: Sequence[str],
+    modules: Mapping[str, nn.Module],
+    versions: Sequence[str],
+    l2: float,
+    chunk: int,
+) -> dict[tuple[str, str], tuple[dict[str, Outer], dict[str, Tensor], Tensor]]:
+    """(version, layer) -> gradients of the signed logits on `data.x`, as `EigenPairs` reads them.
+
+    The gradient of a logit `w' h + b` whose probe follows the network is that of the frozen probe
+    plus the probe's own derivative, d + 1 matrices, weighted by h and 1.
+    """
+    readers = _Readers(model, layers)
+    refit = "refit" in versions
+    recorded = record(readers, data.fit_x, dict(modules)) if refit else None
+    if recorded is None:
+        with features.evaluating(model), torch.no_grad():
+            out = readers(data.fit_x)
+    else:
+        out = recorded.out
+    seen = out.split(readers.widths, 1)
+    probe, slope = {}, {}
+    for layer, h in zip(layers, seen, strict=True):
+        with torch.set_grad_enabled(refit):
+            found = ridge_probe(h, data.fit_y, l2)
+        probe[layer] = found.detach()
+        if recorded is not None:
+            slope[layer] = _matrices(
+                _outers(recorded.calls(found, row, last=False), modules)
+                for row in torch.eye(len(found)).to(found)
+            )
+    outers: dict[str, list[dict[str, Outer]]] = {layer: [] for layer in layers}
+    weights: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    for x, c in batches((data.x, data.sign.to(data.x)), chunk):
+        images = record(readers, x, dict(modules))
+        for layer, h in zip(layers, images.out.split(readers.widths, 1), strict=True):
+            with torch.enable_grad():
+                logit = h @ probe[layer][:-1] + probe[layer][-1]
+            outers[layer].append(_outers(images.calls(logit, c, last=False), modules))
+            one = h.detach().new_ones(len(h), 1)
+            weights[layer].append(c[:, None] * torch.cat([h.detach(), one], 1))
+    joined = {layer: _joined(outers[layer]) for layer in layers}
+    return {
+        (version, layer): (
+            joined[layer],
+            slope[layer] if version == "refit" else {},
+            torch.cat(weights[layer]),
+        )
+        for version in versions
+        for layer in layers
+    }
+
+
+def _outers(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[str, Outer]:
+    found = {}
+    for name, module in modules.items():
+        if len(calls[name]) != 1 or calls[name][0][0].ndim != 2:
+            raise ValueError(
+                f"want module {name!r} to read one vector an example, got "
+                f"{len(calls[name])} calls on {list(calls[name][0][0].shape)}; "
+                "concepts.attribute takes any"
+            )
+        a, d = calls[name][0]
+        if module.bias is not None:
+            a = torch.cat([a, a.new_ones(len(a), 1)], 1)
+        found[name] = Outer(a, d)
+    return found
+
+
+def _joined(parts: Sequence[dict[str, Outer]]) -> dict[str, Outer]:
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        name: Outer(torch.cat([p[name].a for p in parts]), torch.cat([p[name].d for p in parts]))
+        for name in parts[0]
+    }
+
+
+def _matrices(rows: Iterator[dict[str, Outer]]) -> dict[str, Tensor]:
+    """Gradients of functionals of all images at once, sums over them: `[r, o, i]` by module."""
+    found: dict[str, list[Tensor]] = {}
+    for row in rows:
+        for name, outer in row.items():
+            found.setdefault(name, []).append(outer.d.mT @ outer.a)
+    return {name: torch.stack(parts) for name, parts in found.items()}
+
+
+def _split(chosen: Tensor, sides: Mapping[str, _Side]) -> list[tuple[Tensor, Tensor]]:
+    """Flat indices over all modules' pairs -> for every module the indices of u and of v."""
+    found, start = [], 0
+    for side in sides.values():
+        size = side.energy.numel()
+        own = chosen[(chosen >= start) & (chosen < start + size)] - start
+        n_right = len(side.right)
+        found.append((own // n_right, own % n_right))
+        start += size
+    return found
+
+
+def _kept(
+    chosen: Sequence[tuple[Tensor, Tensor]], rotated: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """The chosen entries `[k, b]` of gradients in the eigenbasis."""
+    parts = [u[i].mul_(v[j]) for (i, j), (u, v) in zip(chosen, rotated, strict=True)]
+    return torch.cat(parts)
+
+
+def _products(
+    sides: Mapping[str, _Side], outers: Gradients, matrices: Matrices, weights: Tensor
+) -> Tensor:
+    """Inner products `[n, T]` of training gradients with those of the functionals."""
+    total: Tensor | None = None
+    for name, side in sides.items():
+        own, other = side.outer, outers[name]
+        part = (own.d @ other.d.mT).mul_(own.a @ other.a.mT)
+        if matrices:
+            slopes = torch.stack([((own.d @ m) * own.a).sum(1) for m in matrices[name]], 1)
+            part.addmm_(slopes, weights.mT)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
