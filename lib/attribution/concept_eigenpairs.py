@@ -117,7 +117,7 @@ class EigenPairs:
         matrix = (kept @ kept.mT).double()
         on_pairs = matrix.trace().item()
         damping = ridge * total / p
-        lower = factor(matrix, kept.shape[1], damping * k / on_pairs)
+        lower = factor(matrix, kept.shape[1], damping * k / on_pairs).to(kept.dtype)
         # round-off may leave less than nothing
         off = damping + max(total - on_pairs, 0.0) / (p - k) if k < p else None
         found = []
@@ -130,13 +130,13 @@ class EigenPairs:
                     for (name, side), (i, j) in zip(sides.items(), chosen, strict=True)
                 ]
                 wanted = wanted + (weights @ torch.cat(more, 1)).mT
-            solved = torch.cholesky_solve(wanted.double(), lower).to(wanted.dtype)
+            solved = torch.cholesky_solve(wanted, lower)
             if off is None:
                 found.append(kept.mT @ solved)
                 continue
             whole = _products(sides, outers, matrices, weights)  # [n, T]
             found.append(whole.div_(off).addmm_(kept.mT, solved.sub_(wanted, alpha=1 / off)))
-        return torch.stack(found)
+        return torch.stack(found) if len(found) > 1 else found[0][None]
 
 
 def attribute_eigenpairs(
@@ -183,9 +183,9 @@ def attribute_eigenpairs(
     data.check()
     _check(k, ridge, layers, versions)
     owners: dict[str, list[str]] | None = None
-    total: Tensor | None = None
+    total: dict[str, Tensor] = {}
     by_model, weights = [], []
-    for index, model in enumerate(progress(models) if progress else models):
+    for model in progress(models) if progress else models:
         if owners is None:
             owners = {layer: _owners(model, train[0], layer) for layer in layers}
             _verify(model, train, data.x, owners, output)
@@ -194,21 +194,20 @@ def attribute_eigenpairs(
         value, rows = _training(model, train, modules, output, chunk)
         pairs = EigenPairs(rows)
         targets = _targets(model, data, layers, modules, versions, l2, chunk)
-        part = torch.stack(
-            [
-                pairs.scores(owners[x], [targets[v, x] for v in versions], k=k, ridge=ridge)
-                for x in layers
-            ],
-            dim=1,
-        )  # [V, L, n, T]
-        by_model.append(part.mean(-1))
+        means = []
+        for layer in layers:
+            wanted = [targets[version, layer] for version in versions]
+            part = pairs.scores(owners[layer], wanted, k=k, ridge=ridge)  # [V, n, T]
+            means.append(part.mean(-1))
+            total[layer] = total[layer].add_(part) if layer in total else part
+        by_model.append(torch.stack(means, 1))
         weights.append(slopes_at(value, loss)[0])
-        total = part if total is None else total.add_(part)
-    if total is None:
+    if not weights:
         raise ValueError("want at least one checkpoint, got none; train some")
-    q = torch.stack(weights).to(total.dtype)
+    unweighted = torch.stack([total[layer] for layer in layers], 1).div_(len(weights))
+    q = torch.stack(weights).to(unweighted.dtype)
     kept = tuple(layers), tuple(versions)
-    return ConceptAttribution(*kept, total / len(weights), torch.stack(by_model), q)
+    return ConceptAttribution(*kept, unweighted, torch.stack(by_model), q)
 
 
 def _check(k: int, ridge: float, layers: Sequence[str], versions: Sequence[str]) -> None:
@@ -246,7 +245,7 @@ def _verify(
     next(gradients.per_example_hooks(model, [t[:2] for t in train], output, block=every))
     for layer, names in owners.items():
         reader, block = Reader(model, layer), [f"model.{name}" for name in names]
-        next(gradients.per_example_hooks(reader, (x[:2],), lambda h: h.sum(1), block=block))
+        next(gradients.per_example_hooks(reader, (x[:2],), lambda h: h.flatten(1).sum(1), block=block))
 
 
 class _Readers(nn.Module):
@@ -256,7 +255,6 @@ class _Readers(nn.Module):
         super().__init__()
         self.model, self.layers = model, tuple(layers)
         self.widths: list[int] = []
-        self.train(model.training)
 
     def forward(self, x: Tensor) -> Tensor:
         # within the forward pass, so that these hooks see what earlier ones made of an output
@@ -312,11 +310,10 @@ def _targets(
             out = readers(data.fit_x)
     else:
         out = recorded.out
-    seen = out.split(readers.widths, 1)
+    with torch.set_grad_enabled(refit):
+        fitted = _probes(out.split(readers.widths, 1), data.fit_y, l2)
     probe, slope = {}, {}
-    for layer, h in zip(layers, seen, strict=True):
-        with torch.set_grad_enabled(refit):
-            found = ridge_probe(h, data.fit_y, l2)
+    for layer, found in zip(layers, fitted, strict=True):
         probe[layer] = found.detach()
         if recorded is not None:
             slope[layer] = _matrices(
@@ -343,6 +340,15 @@ def _targets(
         for version in versions
         for layer in layers
     }
+
+
+def _probes(seen: Sequence[Tensor], y: Tensor, l2: float) -> list[Tensor]:
+    """The ridge probe of every layer, those of one width in one call."""
+    found: dict[int, Tensor] = {}
+    for width in {h.shape[1] for h in seen}:
+        at = [i for i, h in enumerate(seen) if h.shape[1] == width]
+        found |= zip(at, ridge_probe(torch.stack([seen[i] for i in at]), y, l2), strict=True)
+    return [found[i] for i in range(len(seen))]
 
 
 def _outers(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[str, Outer]:
