@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from lib import features, gradients
 from lib.attribution.concepts import L2, VERSIONS, ConceptAttribution, ConceptData, ridge_probe
-from lib.attribution.prefixes import Reader, depends
+from lib.attribution.prefixes import depends
 from lib.attribution.surrogate import factor
 from lib.attribution.trak import Data, Loss, logistic, slopes_at
 from lib.gradients.flat import batches, check_finite
@@ -80,17 +80,19 @@ class EigenPairs:
             u, v = left @ outer.d.mT, right @ outer.a.mT
             self._sides[name] = _Side(outer, left, right, (u, v), u.square() @ v.square().mT)
 
-    def scores(
+    def add_scores(
         self,
+        total: Tensor,
         modules: Sequence[str],
         targets: Sequence[tuple[Gradients, Matrices, Tensor]],
         *,
         k: int,
         ridge: float,
     ) -> Tensor:
-        """`g_t' (G + lambda)^-1 g_i` for T functionals of these modules' parameters.
+        """Add `g_t' (G + lambda)^-1 g_i`, for T functionals of these modules' parameters, to sums.
 
         Args:
+            total: sums so far `[V, n, T]`, changed in place.
             modules: whose parameters count; p is the number of them.
             targets: (gradients of T functionals, matrices `[r, o, i]`, weights `[T, r]`): their
                 sum, the matrices weighted, is a functional's gradient. Each is one version of
@@ -99,15 +101,15 @@ class EigenPairs:
             ridge: lambda as a share of the mean of the p eigenvalues of G.
 
         Returns:
-            `[V, n, T]`.
+            What was added, its mean over functionals `[V, n]`.
 
         Raises:
             ValueError: every training gradient is zero.
         """
         sides = {name: self._sides[name] for name in modules}
         energy = torch.cat([side.energy.flatten() for side in sides.values()])
-        p, total = len(energy), energy.sum(dtype=torch.float64).item()
-        if total == 0:
+        p, whole = len(energy), energy.sum(dtype=torch.float64).item()
+        if whole == 0:
             raise ValueError("every training gradient is zero, so nothing can be attributed")
         k = min(k, p)
         chosen = _split(energy.topk(k).indices, sides)
@@ -116,12 +118,12 @@ class EigenPairs:
         # the eigenvalues of their own pairs, large or not: no need of a product in float64.
         matrix = (kept @ kept.mT).double()
         on_pairs = matrix.trace().item()
-        damping = ridge * total / p
+        damping = ridge * whole / p
         lower = factor(matrix, kept.shape[1], damping * k / on_pairs).to(kept.dtype)
         # round-off may leave less than nothing
-        off = damping + max(total - on_pairs, 0.0) / (p - k) if k < p else None
-        found = []
-        for outers, matrices, weights in targets:
+        rest = 1 / (damping + max(whole - on_pairs, 0.0) / (p - k)) if k < p else 0.0
+        means = []
+        for sums, (outers, matrices, weights) in zip(total, targets, strict=True):
             rotated = [side.rotate(outers[name]) for name, side in sides.items()]
             wanted = _kept(chosen, rotated)  # [k, T]
             if matrices:
@@ -130,13 +132,13 @@ class EigenPairs:
                     for (name, side), (i, j) in zip(sides.items(), chosen, strict=True)
                 ]
                 wanted = wanted + (weights @ torch.cat(more, 1)).mT
-            solved = torch.cholesky_solve(wanted, lower)
-            if off is None:
-                found.append(kept.mT @ solved)
-                continue
-            whole = _products(sides, outers, matrices, weights)  # [n, T]
-            found.append(whole.div_(off).addmm_(kept.mT, solved.sub_(wanted, alpha=1 / off)))
-        return torch.stack(found) if len(found) > 1 else found[0][None]
+            solved = torch.cholesky_solve(wanted, lower).sub_(wanted, alpha=rest)
+            sums.addmm_(kept.mT, solved)
+            mean = kept.mT @ solved.mean(1)
+            if rest:
+                mean += _add_products(sums, sides, outers, matrices, weights, rest)
+            means.append(mean)
+        return torch.stack(means)
 
 
 def attribute_eigenpairs(
@@ -183,7 +185,7 @@ def attribute_eigenpairs(
     data.check()
     _check(k, ridge, layers, versions)
     owners: dict[str, list[str]] | None = None
-    total: dict[str, Tensor] = {}
+    total: dict[str, Tensor] = {}  # [V, n, T] by layer
     by_model, weights = [], []
     for model in progress(models) if progress else models:
         if owners is None:
@@ -197,9 +199,10 @@ def attribute_eigenpairs(
         means = []
         for layer in layers:
             wanted = [targets[version, layer] for version in versions]
-            part = pairs.scores(owners[layer], wanted, k=k, ridge=ridge)  # [V, n, T]
-            means.append(part.mean(-1))
-            total[layer] = total[layer].add_(part) if layer in total else part
+            if layer not in total:
+                shape = len(versions), len(train[0]), len(data.x)
+                total[layer] = next(model.parameters()).new_zeros(shape)
+            means.append(pairs.add_scores(total[layer], owners[layer], wanted, k=k, ridge=ridge))
         by_model.append(torch.stack(means, 1))
         weights.append(slopes_at(value, loss)[0])
     if not weights:
@@ -243,9 +246,8 @@ def _verify(
     """Compare gradients of two examples with autograd: a weight may be used outside its module."""
     every = list(dict.fromkeys(name for found in owners.values() for name in found))
     next(gradients.per_example_hooks(model, [t[:2] for t in train], output, block=every))
-    for layer, names in owners.items():
-        reader, block = Reader(model, layer), [f"model.{name}" for name in names]
-        next(gradients.per_example_hooks(reader, (x[:2],), lambda h: h.flatten(1).sum(1), block=block))
+    reader, block = _Readers(model, list(owners)), [f"model.{name}" for name in every]
+    next(gradients.per_example_hooks(reader, (x[:2],), lambda h: h.sum(1), block=block))
 
 
 class _Readers(nn.Module):
@@ -262,8 +264,8 @@ class _Readers(nn.Module):
             self.model(x)
         parts = [seen[layer] for layer in self.layers]
         parts = [h.mean(dim=(2, 3)) if h.ndim == 4 else h for h in parts]
-        self.widths = [h.shape[1] for h in parts]
-        return torch.cat(parts, 1)
+        self.widths = [h[0].numel() for h in parts]
+        return torch.cat([h.flatten(1) for h in parts], 1)
 
 
 def _training(
@@ -405,17 +407,26 @@ def _kept(
     return torch.cat(parts)
 
 
-def _products(
-    sides: Mapping[str, _Side], outers: Gradients, matrices: Matrices, weights: Tensor
+def _add_products(
+    sums: Tensor,
+    sides: Mapping[str, _Side],
+    outers: Gradients,
+    matrices: Matrices,
+    weights: Tensor,
+    scale: float,
 ) -> Tensor:
-    """Inner products `[n, T]` of training gradients with those of the functionals."""
-    total: Tensor | None = None
+    """Add inner products of training gradients with the functionals' to `[n, T]`; mean over T."""
+    mean: Tensor | None = None
     for name, side in sides.items():
         own, other = side.outer, outers[name]
-        part = (own.d @ other.d.mT).mul_(own.a @ other.a.mT)
+        d = other.d * scale
+        sums.addcmul_(own.d @ d.mT, own.a @ other.a.mT)
+        middle = d.mT @ other.a / len(d)  # the mean gradient
         if matrices:
             slopes = torch.stack([((own.d @ m) * own.a).sum(1) for m in matrices[name]], 1)
-            part.addmm_(slopes, weights.mT)
-        total = part if total is None else total.add_(part)
-    assert total is not None
-    return total
+            sums.addmm_(slopes, weights.mT, alpha=scale)
+            middle = middle + scale * torch.einsum("r,roi->oi", weights.mean(0), matrices[name])
+        part = (own.d @ middle).mul_(own.a).sum(1)
+        mean = part if mean is None else mean + part
+    assert mean is not None
+    return mean
