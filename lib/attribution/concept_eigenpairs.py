@@ -119,9 +119,13 @@ class EigenPairs:
         matrix = (kept @ kept.mT).double()
         on_pairs = matrix.trace().item()
         damping = ridge * whole / p
-        lower = factor(matrix, kept.shape[1], damping * k / on_pairs).to(kept.dtype)
+        lower = factor(matrix, kept.shape[1], damping * k / on_pairs)
         # round-off may leave less than nothing
         rest = 1 / (damping + max(whole - on_pairs, 0.0) / (p - k)) if k < p else 0.0
+        # k is small and lambda bounds the condition: with T functionals an inverse is the faster
+        inverse = torch.cholesky_inverse(lower)
+        inverse.diagonal().sub_(rest)
+        inverse = inverse.to(kept.dtype)
         means = []
         for sums, (outers, matrices, weights) in zip(total, targets, strict=True):
             rotated = [side.rotate(outers[name]) for name, side in sides.items()]
@@ -132,7 +136,7 @@ class EigenPairs:
                     for (name, side), (i, j) in zip(sides.items(), chosen, strict=True)
                 ]
                 wanted = wanted + (weights @ torch.cat(more, 1)).mT
-            solved = torch.cholesky_solve(wanted, lower).sub_(wanted, alpha=rest)
+            solved = inverse @ wanted
             sums.addmm_(kept.mT, solved)
             mean = kept.mT @ solved.mean(1)
             if rest:

@@ -225,7 +225,9 @@ def _with(model: nn.Module, layer: str = "inner") -> Callable[[], object]:
 
 def _bad(**more: object) -> Callable[[], object]:
     options: dict = {"k": 5, **more}
-    return lambda: attribute_eigenpairs(NETWORKS, TRAIN, DATA, options.pop("layers", LAYERS), **options)
+    return lambda: attribute_eigenpairs(
+        NETWORKS, TRAIN, DATA, options.pop("layers", LAYERS), **options
+    )
 
 
 BROKEN = TRAIN[0].clone()
