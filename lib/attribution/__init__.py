@@ -19,6 +19,7 @@ the sum of ``tau[S, t]`` predicts the output of a network trained on S. Map, in 
 * ``baselines`` (gradient and representation similarity, TracIn, representer points, random) and
   ``valuation`` (nearest-neighbour Shapley values, sampled Data Shapley).
 * ``concepts`` (a probe's logit as TRAK's output, on ``prefixes`` of the network),
+  ``concept_eigenpairs`` (the same sooner, in the strongest ``eigenpairs`` of linear modules),
   ``concept_retraining`` (removal, with controls) and ``concept_cases``: document 1.
 * ``mislabels``, ``mismatch``, ``poisoning``: influence at work, on the rows of ``pools``: wrong
   labels found, a biased subgroup traced, training images changed unseen.

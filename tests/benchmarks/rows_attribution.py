@@ -331,7 +331,8 @@ def concept_attribution() -> Row:
         agree=agree,
         peer_name="traker",
         target=10.0,
-        sizes=f"{len(networks)} networks, {len(layers)} layers, 1,000 rows, 200 images; the peer's k = {K}",
+        sizes=f"{len(networks)} networks, {len(layers)} layers, 1,000 rows, 200 images, k = "
+        f"{K_PAIRS} and {K}",
     )
 
 
