@@ -61,6 +61,8 @@ TRAK (notebooks 45, 46)
 Concepts (document 1: notebooks 12, 13)
     prefixes             parameters before each of several layers, and projections in them
     concepts             TRAK with a probe's logit as the output
+    eigenpairs           scores from the strongest eigenvectors of linear layers' gradients
+    concept_eigenpairs   the same attribution of concepts through them, an order sooner
     concept_cases        networks and concepts that are attributed
     concept_retraining   what becomes of a concept without part of the data
     concept_studies      12, 13: numbers and rows

@@ -16,7 +16,7 @@ The document has no ridge; ours is a tenth of the mean diagonal unless said othe
 without one the score falls as k nears n (specification section 4.3).
 
 Public names: `trak`, `trak_exact`, `trak_vector`, `Attribution`, `logistic`, `slopes`,
-`soft_threshold`, `choose_threshold`, `layers`.
+`slopes_at`, `soft_threshold`, `choose_threshold`, `layers`.
 """
 
 from __future__ import annotations
@@ -339,7 +339,12 @@ def slopes(
     model: nn.Module, data: Data, output: gradients.Output, loss: Loss
 ) -> tuple[Tensor, Tensor]:
     """Q and R of every example `[n]`: minus the first, and the second derivative of its loss."""
-    value = _outputs(model, data, output).double().requires_grad_()
+    return slopes_at(_outputs(model, data, output), loss)
+
+
+def slopes_at(outputs: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    """`slopes`, from the outputs `[n]` of the examples."""
+    value = outputs.detach().double().requires_grad_()
     (slope,) = torch.autograd.grad(loss(value).sum(), value, create_graph=True)
     bend = torch.zeros_like(value)
     if slope.requires_grad:
