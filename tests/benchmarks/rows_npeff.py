@@ -38,19 +38,20 @@ def fishers(kind: str, n: int = N, k: int = K, m: int = M, r: int = R) -> Fisher
     strength = [rng.standard_normal(m // 20) for _ in range(r)]
     values, columns, lengths = [], [], []
     for _ in range(n):
-        rows = np.zeros((n_rows, m), dtype=np.float32)
-        for row in rows:
-            noisy = rng.integers(0, m, k)
-            row[noisy] = 0.3 * rng.standard_normal(k)
+        at, entry = [], []
+        for row in range(n_rows):
+            at.append(row * m + rng.integers(0, m, k))
+            entry.append(0.3 * rng.standard_normal(k))
             for j in rng.choice(r, 3, replace=False):
-                row[support[j]] += rng.random() * strength[j]
-        if kind == store.DIAGONAL:
-            rows = np.abs(rows)
-        least = np.partition(np.abs(rows).ravel(), -k)[-k]
-        keep = np.abs(rows) >= least
-        values.append(rows[keep])
-        columns.append(keep.nonzero()[1])
-        lengths.append(keep.sum(1))
+                at.append(row * m + support[j])
+                entry.append(rng.random() * strength[j])
+        flat, size = np.concatenate(at), np.concatenate(entry)
+        best = np.argpartition(np.abs(size), -k)[-k:]
+        where, first = np.unique(flat[best], return_index=True)  # a position met twice counts once
+        found = size[best][first].astype(np.float32)
+        values.append(np.abs(found) if kind == store.DIAGONAL else found)
+        columns.append(where % m)
+        lengths.append(np.bincount(where // m, minlength=n_rows))
     value = torch.tensor(np.concatenate(values))
     offsets = torch.tensor(np.concatenate([[0], np.concatenate(lengths).cumsum()]))
     made = Fishers(
