@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SWEEPS = 8  # of coordinate descent for the first guess
+SWEEPS = 6  # of coordinate descent for the first guess
 PATIENCE = 3  # full exchanges that may fail to help before one entry is exchanged at a time
 MAX_EXCHANGES = 10_000
 RIDGE = 1e-10  # of a unit diagonal, where components depend on each other
@@ -46,8 +46,9 @@ def solve(q: Tensor, b: Tensor, *, tol: float = 1e-11) -> Tensor:
     q, b = q * scale * scale[:, None], b * scale
     q.diagonal().fill_(1)
     b = torch.where(size > 0, b, -1.0)
-    w = sweep(q, b.T.contiguous(), torch.zeros_like(b).T.contiguous(), SWEEPS).T.contiguous()
-    passive = w > 0
+    guess = b.T.float().contiguous()  # only which entries are not zero matters
+    passive = (sweep(q.float(), guess, torch.zeros_like(guess), SWEEPS) > 0).T.contiguous()
+    w = torch.zeros_like(b)
     slack = tol * b.abs().amax(1, keepdim=True).clamp(min=torch.finfo(b.dtype).tiny)
     open_rows = torch.arange(len(b), device=b.device)
     best = torch.full((len(b),), b.shape[1] + 1, device=b.device)
@@ -120,15 +121,17 @@ def sweep(q: Tensor, b: Tensor, w: Tensor, n_sweeps: int) -> Tensor:
     others.diagonal().zero_()
     target = torch.where(moves[:, None], b * inverse[:, None], w)
     w = w.clone()
+    new, turned = torch.empty_like(w[0]), w.T
     for _ in range(n_sweeps):
-        for j in range(len(q)):
-            w[j] = torch.addmv(target[j], w.T, others[j], alpha=-1).clamp_(min=0)
+        for row, goal, other in zip(w.unbind(), target.unbind(), others.unbind(), strict=True):
+            torch.addmv(goal, turned, other, alpha=-1, out=new)
+            torch.clamp(new, min=0, out=row)
     return w
 
 
 def _solve_passive(q: Tensor, b: Tensor, passive: Tensor) -> Tensor:
     """Unconstrained minimisers over each row's own set of entries; zero elsewhere."""
-    w = torch.zeros_like(b)
+    w, flat = torch.zeros_like(b), q.flatten()
     counts = passive.sum(1)
     order = counts.argsort()
     start, batch = int((counts == 0).sum()), max(64, BATCH_NUMBERS // len(q) ** 2)
@@ -138,8 +141,11 @@ def _solve_passive(q: Tensor, b: Tensor, passive: Tensor) -> Tensor:
         width = int(counts[rows[-1]])
         chosen = (~passive[rows]).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
         valid = torch.arange(width, device=b.device) < counts[rows][:, None]
-        systems = q[chosen[:, :, None], chosen[:, None, :]]
-        systems *= valid[:, :, None] & valid[:, None, :]
+        at = (chosen[:, :, None] * len(q) + chosen[:, None, :]).flatten()
+        systems = flat.index_select(0, at).view(len(rows), width, width)
+        mask = valid.to(q.dtype)
+        systems *= mask[:, :, None]
+        systems *= mask[:, None, :]
         systems.diagonal(dim1=1, dim2=2).fill_(1)
         right = b[rows].gather(1, chosen) * valid
         factor, failed = torch.linalg.cholesky_ex(systems)

@@ -124,28 +124,39 @@ def blocks_of(
     """Cut columns `first` to `last` - 1 of the stacked factors into contiguous blocks."""
     last = fishers.n_columns if last is None else last
     bounds = [first + (last - first) * i // n_blocks for i in range(n_blocks + 1)]
-    n_rows, device = fishers.n_rows, fishers.values.device
+    n_rows = fishers.n_rows
     index = torch.int32 if max(len(fishers.values), n_rows, last) < 2**31 else torch.int64
     columns, rows = fishers.columns.to(index), fishers.row_of_entry().to(index)
-    block = torch.bucketize(columns, torch.tensor(bounds, device=device), right=True) - 1
-    by_row = block.to(torch.int16 if n_blocks < 2**15 else index).argsort(stable=True)
-    by_column = columns.argsort(stable=True)
-    per_block = torch.bincount(block[by_row] + 1, minlength=n_blocks + 2)
-    per_column = torch.bincount(columns, minlength=fishers.n_columns)
-    # entries of columns before `first` come first in both orders
-    start = int(per_block[0])
+    offsets, turned_rows, turned_values = _turned(fishers, columns, rows)
     found = []
-    for i, (lo, hi) in enumerate(pairwise(bounds)):
-        stop = start + int(per_block[i + 1])
-        here, there = by_row[start:stop], by_column[start:stop]
+    for lo, hi in pairwise(bounds):
+        here = ((columns >= lo) & (columns < hi)).nonzero()[:, 0]
         per_row = torch.bincount(rows[here], minlength=n_rows)
         along = Sparse(_offsets(per_row, index), columns[here] - lo, fishers.values[here], hi - lo)
+        start, stop = int(offsets[lo]), int(offsets[hi])
         across = Sparse(
-            _offsets(per_column[lo:hi], index), rows[there], fishers.values[there], n_rows
+            (offsets[lo : hi + 1] - start).to(index),
+            turned_rows[start:stop],
+            turned_values[start:stop],
+            n_rows,
         )
         found.append(Block(lo, hi, along, across))
-        start = stop
     return found
+
+
+def _turned(fishers: Fishers, columns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each column begins, and the row and value of each entry, by columns."""
+    if fishers.values.device.type == "cpu":  # scipy counts, which is faster than to sort
+        from scipy.sparse import csr_matrix
+
+        index = columns.numpy().dtype
+        parts = fishers.values.numpy(), columns.numpy(), fishers.offsets.numpy().astype(index)
+        turned = csr_matrix(parts, shape=(fishers.n_rows, fishers.n_columns)).tocsc()
+        made = [torch.from_numpy(x) for x in (turned.indptr, turned.indices, turned.data)]
+        return made[0], made[1].to(columns.dtype), made[2]
+    order = columns.argsort(stable=True)
+    lengths = torch.bincount(columns, minlength=fishers.n_columns)
+    return _offsets(lengths, torch.int64), rows[order], fishers.values[order]
 
 
 def _offsets(lengths: Tensor, index: torch.dtype) -> Tensor:
