@@ -44,8 +44,7 @@ def fetch_decomposition(
         ValueError: as `decompose`.
     """
     arrays = {
-        name: getattr(fishers, name)
-        for name in ("values", "columns", "offsets", "example", "kept")
+        name: getattr(fishers, name) for name in ("values", "columns", "offsets", "example", "kept")
     }
     config: Mapping[str, object] = {
         "data": cache.state_hash(arrays),
