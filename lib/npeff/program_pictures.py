@@ -196,8 +196,14 @@ def purity_curves(found: Mapping[str, Search], levels: Sequence[float] = LEVELS)
     return fig
 
 
-def clause_rows(found: Sequence[ClauseFound]) -> list[dict[str, object]]:
-    """Table rows: for each clause the component that singles its examples out best."""
+def clause_rows(
+    found: Sequence[ClauseFound], others: Sequence[ClauseFound]
+) -> list[dict[str, object]]:
+    """Table rows: for each clause the component that singles its examples out best.
+
+    Args:
+        others: the same of clusters, of which the average precision is shown.
+    """
     return [
         {
             "clause": one.clause,
@@ -205,27 +211,31 @@ def clause_rows(found: Sequence[ClauseFound]) -> list[dict[str, object]]:
             "best component": one.component,
             "average precision": one.average_precision,
             "beyond chance": "yes" if one.beyond else "no",
+            "best cluster's": other.average_precision,
             "precision of the top": one.precision,
             "precision possible": one.most,
             "recall of the top": one.recall,
         }
-        for one in found
+        for one, other in zip(found, others, strict=True)
     ]
 
 
 def size_curves(counts: Sequence[SizeCount], r: int) -> Figure:
     """Share of pure components by the number of top examples, and how many concepts can fill it."""
-    fig, (left, right) = figures.panels(1, 2, height=2.2)
+    fig, (left, right) = figures.panels(1, 2, height=2.4)
     sizes = [one.n_top for one in counts]
-    for i, words in ((0, "all concepts"), (1, "concepts of ≤ 50%"), (2, "concepts of ≤ 25%")):
+    for i, words in enumerate(("all concepts", "≤ 50% of the data", "≤ 25%", "two of ≤ 50%")):
         style = {"color": ROLE[ROLES[i]], "marker": MARKERS[i]}
-        share, null = [one.share[i] for one in counts], [one.null[i] for one in counts]
+        share = [one.two_rare if i == 3 else one.share[i] for one in counts]
         left.plot(sizes, share, linestyle="-", label=words, **style)
-        left.plot(sizes, null, linestyle=":", alpha=0.6, markerfacecolor="white", **style)
+        if i < 3:
+            null = [one.null[i] for one in counts]
+            left.plot(sizes, null, linestyle=":", alpha=0.6, markerfacecolor="white", **style)
     left.set(title=f"pure of {r} components (dotted: random)", ylabel="share", ylim=(-0.03, 1.03))
-    left.legend(loc="center right", fontsize=6)
+    figures.legend(fig, left)
     right.plot(sizes, [one.possible for one in counts], color=ROLE["main"], marker=MARKERS[0])
     right.set(title="concepts with enough examples", ylabel="concepts", ylim=(0, None))
+    right.margins(y=0.1)
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])
@@ -246,6 +256,7 @@ def placement_dots(found: Mapping[str, Placement]) -> Figure:
         by_chance = f"at random {low:.2f} to {high:.2f}"
         axis.set_title(f"{words}: {one.share:.2f} above 0\n({by_chance})")
         axis.set_xlabel("pure components, sorted")
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("log2 of own mass over\nthe others' (median)")
     return fig
 

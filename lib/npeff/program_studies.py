@@ -113,6 +113,7 @@ class SizeCount:
     n_top: int
     share: tuple[float, ...]  # of components that meet each of `CRITERIA`
     null: tuple[float, ...]  # of random sets that do
+    two_rare: float  # share of components that share two concepts of prevalence <= 1/2
     possible: int  # concepts that enough examples have to fill a set
 
 
@@ -137,7 +138,9 @@ def by_size(
         top = concept_search.top_examples(coefficients, size)
         found = concept_search.search(top, concepts, predicted, seed=seed, n_random=n_random)
         share, null = (x.double().mean(0).tolist() for x in (found.passes, found.null_passes))
-        made.append(SizeCount(size, tuple(share), tuple(null), int((counts >= size).sum())))
+        two = (n_rare(found) >= 2).double().mean().item()
+        possible = int((counts >= size).sum())
+        made.append(SizeCount(size, tuple(share), tuple(null), two, possible))
     return made
 
 

@@ -103,11 +103,12 @@ def test_rare_variables_are_counted_by_the_value_that_is_shared(found: Search) -
 
 def test_smaller_top_sets_are_purer_and_leave_more_concepts_possible() -> None:
     i = torch.arange(300)
-    made = concepts.both_polarities((i < 30)[:, None], ("rare",))
+    made = concepts.both_polarities(torch.stack([i < 30, i < 35], 1), ("rare", "also"))
     w = torch.stack([300.0 - i, (i * 7 % 300).double()], 1)
     small, large = studies.by_size(w, made, i % 2, (20, 60), seed=0, n_random=50)
     assert (small.share[2], large.share[2]) == (0.5, 0)
-    assert (small.possible, large.possible) == (2, 1)
+    assert (small.two_rare, large.two_rare) == (0.5, 0)
+    assert (small.possible, large.possible) == (4, 2)
     assert small.null[2] == 0
 
 
