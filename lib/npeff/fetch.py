@@ -72,7 +72,10 @@ def fetch_decomposition(
     entry = cache.fetch("npeff", config, build, code=[decompose, unit])
     return Decomposition(
         fishers.kind,
-        **{name: entry[name] for name in TENSORS},
+        entry["coefficients"],
+        entry["components"],
+        losses=entry["losses"],
+        loss_steps=entry["loss_steps"],
         kept=fishers.kept,
         parameters=fishers.parameters,
         k=fishers.k,

@@ -102,16 +102,28 @@ def sparsity_and_loss(fishers: Fishers, fits: Mapping[int, Decomposition]) -> Fi
     rows = torch.bincount(fishers.example, fishers.offsets.diff().double())
     left.hist(rows.numpy() / 1e3, bins=30, color=ROLE["main"])
     left.axvline(fishers.k / 1e3, color=ROLE["random"], linestyle="--")
-    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-    words = f"K = {fishers.k:,}"
     left.annotate(
-        words, (fishers.k / 1e3, 0.95), (-3, 0), fontsize=7, ha="right", va="top", **place
+        f"K = {fishers.k:,}",
+        (fishers.k / 1e3, 0.95),
+        (-3, 0),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        fontsize=7,
+        ha="right",
+        va="top",
     )
     left.set(title="nothing is cut off", xlabel="non-zeros of a PEF, thousands", ylabel="examples")
     for i, (r, fit) in enumerate(fits.items()):
         share = 1 - fit.losses / fit.energy
-        style = {"color": ROLE[ROLES[i]], "linestyle": DASHES[i], "label": f"r = {r}"}
-        right.plot(fit.loss_steps, share, marker=MARKERS[i], markevery=5, **style)
+        right.plot(
+            fit.loss_steps,
+            share,
+            color=ROLE[ROLES[i]],
+            linestyle=DASHES[i],
+            marker=MARKERS[i],
+            markevery=5,
+            label=f"r = {r}",
+        )
     right.set(title="decomposition", xlabel="steps", ylabel="1 − loss / energy", ylim=(-0.05, 1.02))
     right.legend(loc="lower right")
     return fig
@@ -220,31 +232,38 @@ def clause_rows(
     ]
 
 
-def size_curves(counts: Sequence[SizeCount], r: int) -> Figure:
-    """Share of pure components by the number of top examples, and how many concepts can fill it."""
-    fig, (left, right) = figures.panels(1, 2, height=2.4)
-    sizes = [one.n_top for one in counts]
-    for i, words in enumerate(("all concepts", "≤ 50% of the data", "≤ 25%", "two of ≤ 50%")):
-        style = {"color": ROLE[ROLES[i]], "marker": MARKERS[i]}
-        share = [one.two_rare if i == 3 else one.share[i] for one in counts]
-        left.plot(sizes, share, linestyle="-", label=words, **style)
-        if i < 3:
-            null = [one.null[i] for one in counts]
-            left.plot(sizes, null, linestyle=":", alpha=0.6, markerfacecolor="white", **style)
-    left.set(title=f"pure of {r} components (dotted: random)", ylabel="share", ylim=(-0.03, 1.03))
-    figures.legend(fig, left)
-    right.plot(sizes, [one.possible for one in counts], color=ROLE["main"], marker=MARKERS[0])
-    right.set(title="concepts with enough examples", ylabel="concepts", ylim=(0, None))
-    right.margins(y=0.1)
-    for axis in (left, right):
+def size_curves(found: Mapping[int, Sequence[SizeCount]]) -> Figure:
+    """Share of pure components by the number of top examples, and how many concepts can fill it.
+
+    Args:
+        found: number of components r -> counts, for the same sizes.
+    """
+    fig, (*axes, last) = figures.panels(1, len(found) + 1, height=2.4)
+    sizes = [one.n_top for one in next(iter(found.values()))]
+    for axis, (r, counts) in zip(axes, found.items(), strict=True):
+        for i, words in enumerate(("all concepts", "≤ 50% of the data", "≤ 25%", "two of ≤ 50%")):
+            share = [one.two_rare if i == 3 else one.share[i] for one in counts]
+            axis.plot(sizes, share, color=ROLE[ROLES[i]], marker=MARKERS[i], label=words)
+            if i < 3:
+                null = [one.null[i] for one in counts]
+                (line,) = axis.plot(sizes, null, ":", color=ROLE[ROLES[i]], alpha=0.6)
+                line.set(marker=MARKERS[i], markerfacecolor="white")
+        axis.set(title=f"pure of {r} components", ylabel="share", ylim=(-0.03, 1.03))
+    figures.legend(fig, axes[0])
+    possible = [one.possible for one in next(iter(found.values()))]
+    last.plot(sizes, possible, color=ROLE["main"], marker=MARKERS[0])
+    last.set(title="concepts possible", ylabel="concepts", ylim=(0, 1.1 * max(possible)))
+    for axis in (*axes, last):
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])
-        axis.set_xlabel("top examples of a component")
+        axis.set_xlabel("top examples")
     return fig
 
 
 def placement_dots(found: Mapping[str, Placement]) -> Figure:
     """How much more of a component than of the others lies where its concepts are computed."""
+    from matplotlib.ticker import MaxNLocator
+
     fig, axes = figures.panels(1, len(found), height=2.3, sharey=True)
     for axis, (words, one) in zip(axes, found.items(), strict=True):
         ratio = one.ratio.log2().sort().values
@@ -256,7 +275,7 @@ def placement_dots(found: Mapping[str, Placement]) -> Figure:
         by_chance = f"at random {low:.2f} to {high:.2f}"
         axis.set_title(f"{words}: {one.share:.2f} above 0\n({by_chance})")
         axis.set_xlabel("pure components, sorted")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("log2 of own mass over\nthe others' (median)")
     return fig
 

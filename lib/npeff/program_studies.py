@@ -5,7 +5,7 @@ Every count stands beside that of random sets. Where a component lies is compare
 other components lie: a variable whose weights all components use says nothing about one of them.
 
 Public names: `agreement_rows`, `last_position`, `above_chance`, `Beyond`, `n_rare`, `by_size`,
-`SizeCount`, `placement`, `Placement`, `clauses_found`, `ClauseFound`.
+`SizeCount`, `coefficient_left`, `placement`, `Placement`, `clauses_found`, `ClauseFound`.
 
 Source: document 3, section 3.2; specification sections 6.4 and 6.6. The document gives counts
 only; nulls, sizes of top sets and places in the weights are ours.
@@ -142,6 +142,17 @@ def by_size(
         possible = int((counts >= size).sum())
         made.append(SizeCount(size, tuple(share), tuple(null), two, possible))
     return made
+
+
+def coefficient_left(coefficients: Tensor, n_top: int) -> float:
+    """Median over components of the last top example's coefficient over the largest.
+
+    Near 0: the component is about fewer examples than `n_top`, and the rest of its top examples
+    are there to fill the set.
+    """
+    ranked = coefficients.double().sort(dim=0, descending=True).values
+    used = ranked[:, ranked[0] > 0]
+    return (used[n_top - 1] / used[0]).median().item()
 
 
 @dataclass(frozen=True)

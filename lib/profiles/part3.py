@@ -58,6 +58,7 @@ PROGRAM: dict[str, object] = {
     "n": 1616,
     "k": 32_768,
     "coldness": 20.0,
+    "steps": 200,
     "n_top": 128,
     "n_draws": 200,
 }
@@ -72,8 +73,8 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
         "full": SNLI | CIFAR | {"n_draws": 10},
     },
     "33_known_ground_truth": {
-        "quick": PROGRAM | {"rs": (32,), "steps": 200},
-        "full": PROGRAM | {"rs": (32, 128), "steps": 300},
+        "quick": PROGRAM | {"rs": (32,)},
+        "full": PROGRAM | {"rs": (32, 128)},
     },
     "34_hyperparameters": {
         "quick": GRAMMAR | {"ks": (1024, 4096, 16_384), "rs": (8, 32, 64), "descent_steps": 600},

@@ -135,7 +135,7 @@ def test_clause_rows_stand_beside_the_clusters():
 
 def test_size_curves_draw_components_and_chance():
     counts = [SizeCount(t, (1.0, 0.5, 0.2, 0.0), (0.9, 0.1, 0.0, 0.0), 0.3, 9) for t in (16, 32)]
-    left, right = pictures.size_curves(counts, 4).axes
+    left, right = pictures.size_curves({4: counts}).axes
     heights = sorted(line.get_ydata()[0] for line in left.lines)
     assert heights == [0, 0.1, 0.2, 0.3, 0.5, 0.9, 1]
     assert right.lines[0].get_ydata().tolist() == [9, 9]

@@ -112,6 +112,12 @@ def test_smaller_top_sets_are_purer_and_leave_more_concepts_possible() -> None:
     assert small.null[2] == 0
 
 
+def test_what_is_left_of_a_coefficient_is_that_of_the_last_top_example() -> None:
+    w = torch.tensor([[4.0, 0.0, 1.0], [1.0, 0.0, 0.5], [2.0, 0.0, 0.0]])
+    assert studies.coefficient_left(w[:, :2], 2) == 0.5  # a component that is empty is left out
+    assert studies.coefficient_left(w[:, 2:], 3) == 0
+
+
 def test_components_that_lie_where_their_concept_is_computed_are_told_apart(
     found: Search,
 ) -> None:
