@@ -14,7 +14,9 @@ import torch
 from lib import figures
 from lib.figures import DASHES, MARKERS, ROLE
 from lib.npeff.concept_search import LIMITS, RuleMatch, Search, conjunction, purity_curve
+from lib.npeff.decomposition import Decomposition
 from lib.npeff.program.location import Mass
+from lib.npeff.program_studies import ClauseFound, Placement, SizeCount
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
     from lib.npeff.program.compiler import Compiled
+    from lib.npeff.program.inference import Examples
+    from lib.npeff.store import Fishers
 
 ROLES = ("main", "second", "third", "fourth", "fifth")  # of what is searched, in order
 ARROW = {"arrowstyle": "-|>", "color": "#555555"}
@@ -70,6 +74,58 @@ def diagram(compiled: Compiled) -> Figure:
         arrow = {**ARROW, "patchA": drawn[start].get_bbox_patch(), "shrinkA": 1, "shrinkB": 1}
         arrow["patchB"] = drawn[end].get_bbox_patch()
         axis.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=arrow)
+    return fig
+
+
+def configuration_rows(compiled: Compiled, n: int, rs: Sequence[int]) -> list[dict[str, object]]:
+    """Table rows: the document's network beside ours."""
+    return [
+        {"": name, "document": theirs, "here": ours}
+        for name, theirs, ours in (
+            ("program and sentences", "in an appendix that is not public", "ours"),
+            ("layers", "23", str(compiled.n_layers)),
+            ("attention heads", "4", str(compiled.n_heads)),
+            ("key size", "25 (called model dimension)", str(compiled.key_size)),
+            ("residual width", "about 335 (from the parameters)", str(compiled.width)),
+            ("hidden units", "1,320", f"{compiled.n_hidden:,}"),
+            ("parameters", "23.5 M", f"{compiled.n_parameters / 1e6:.1f} M"),
+            ("coldness of attention", "20 (100 over the root of 25)", f"{compiled.cold:g}"),
+            ("examples", "1,616", f"{n:,}"),
+            ("components", "32, 128", ", ".join(map(str, rs))),
+        )
+    ]
+
+
+def sparsity_and_loss(fishers: Fishers, fits: Mapping[int, Decomposition]) -> Figure:
+    """Non-zeros of each PEF beside K, and what each decomposition explains by steps."""
+    fig, (left, right) = figures.panels(1, 2, height=2.1)
+    rows = torch.bincount(fishers.example, fishers.offsets.diff().double())
+    left.hist(rows.numpy() / 1e3, bins=30, color=ROLE["main"])
+    left.axvline(fishers.k / 1e3, color=ROLE["random"], linestyle="--")
+    left.annotate(
+        f"K = {fishers.k:,}",
+        (fishers.k / 1e3, 0.95),
+        (-3, 0),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        fontsize=7,
+        ha="right",
+        va="top",
+    )
+    left.set(title="nothing is cut off", xlabel="non-zeros of a PEF, thousands", ylabel="examples")
+    for i, (r, fit) in enumerate(fits.items()):
+        share = 1 - fit.losses / fit.energy
+        right.plot(
+            fit.loss_steps,
+            share,
+            color=ROLE[ROLES[i]],
+            linestyle=DASHES[i],
+            marker=MARKERS[i],
+            markevery=5,
+            label=f"r = {r}",
+        )
+    right.set(title="decomposition", xlabel="steps", ylabel="1 − loss / energy", ylim=(-0.05, 1.02))
+    right.legend(loc="lower right")
     return fig
 
 
@@ -150,6 +206,102 @@ def purity_curves(found: Mapping[str, Search], levels: Sequence[float] = LEVELS)
     axes[0].set_ylabel("share of sets that reach it")
     figures.legend(fig, axes[0])
     return fig
+
+
+def clause_rows(
+    found: Sequence[ClauseFound], others: Sequence[ClauseFound]
+) -> list[dict[str, object]]:
+    """Table rows: for each clause the component that singles its examples out best.
+
+    Args:
+        others: the same of clusters, of which the average precision is shown.
+    """
+    return [
+        {
+            "clause": one.clause,
+            "examples": one.n,
+            "best component": one.component,
+            "average precision": one.average_precision,
+            "beyond chance": "yes" if one.beyond else "no",
+            "best cluster's": other.average_precision,
+            "precision of the top": one.precision,
+            "precision possible": one.most,
+            "recall of the top": one.recall,
+        }
+        for one, other in zip(found, others, strict=True)
+    ]
+
+
+def size_curves(found: Mapping[int, Sequence[SizeCount]]) -> Figure:
+    """Share of pure components by the number of top examples, and how many concepts can fill it.
+
+    Args:
+        found: number of components r -> counts, for the same sizes.
+    """
+    fig, (*axes, last) = figures.panels(1, len(found) + 1, height=2.4)
+    sizes = [one.n_top for one in next(iter(found.values()))]
+    for axis, (r, counts) in zip(axes, found.items(), strict=True):
+        for i, words in enumerate(("all concepts", "≤ 50% of the data", "≤ 25%", "two of ≤ 50%")):
+            share = [one.two_rare if i == 3 else one.share[i] for one in counts]
+            axis.plot(sizes, share, color=ROLE[ROLES[i]], marker=MARKERS[i], label=words)
+            if i < 3:
+                null = [one.null[i] for one in counts]
+                (line,) = axis.plot(sizes, null, ":", color=ROLE[ROLES[i]], alpha=0.6)
+                line.set(marker=MARKERS[i], markerfacecolor="white")
+        axis.set(title=f"pure of {r} components", ylabel="share", ylim=(-0.03, 1.03))
+    figures.legend(fig, axes[0])
+    possible = [one.possible for one in next(iter(found.values()))]
+    last.plot(sizes, possible, color=ROLE["main"], marker=MARKERS[0])
+    last.set(title="concepts possible", ylabel="concepts", ylim=(0, 1.1 * max(possible)))
+    for axis in (*axes, last):
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.set_xlabel("top examples")
+    return fig
+
+
+def placement_dots(found: Mapping[str, Placement]) -> Figure:
+    """How much more of a component than of the others lies where its concepts are computed."""
+    from matplotlib.ticker import MaxNLocator
+
+    fig, axes = figures.panels(1, len(found), height=2.3, sharey=True)
+    for axis, (words, one) in zip(axes, found.items(), strict=True):
+        ratio = one.ratio.log2().sort().values
+        x = range(1, len(ratio) + 1)
+        colours = [ROLE["main"] if value > 0 else ROLE["second"] for value in ratio.tolist()]
+        axis.axhline(0, color=ROLE["random"], linewidth=0.8)
+        axis.scatter(x, ratio, c=colours, s=14)
+        low, high = one.null.quantile(torch.tensor([0.025, 0.975], dtype=one.null.dtype)).tolist()
+        by_chance = f"at random {low:.2f} to {high:.2f}"
+        axis.set_title(f"{words}: {one.share:.2f} above 0\n({by_chance})")
+        axis.set_xlabel("pure components, sorted")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_ylabel("log2 of own mass over\nthe others' (median)")
+    return fig
+
+
+def component_card(found: Search, fit: Decomposition, examples: Examples, j: int) -> Figure:
+    """One component: what its top examples share, and five of them."""
+    common, n_words = conjunction(found, j), examples.ids.shape[1] // 2
+    weights = fit.coefficients[:, j]
+    best = weights.argsort(descending=True, stable=True)[:5].tolist()
+    share = " and ".join(common.short) or "nothing"
+    lines = [f"component {j}: top examples share {share}"]
+    lines += [f"({common.prevalence:.0%} of all examples meet it)", ""]
+    for i in best:
+        words, label = examples.words(i), examples.classes[int(examples.labels[i])]
+        pair = " / ".join(" ".join(part) for part in (words[:n_words], words[n_words:]))
+        lines.append(f"{weights[i]:.2f}  {pair}  → {label}, {clause_of(examples, i)}")
+    fig, (axis,) = figures.panels(height=1.6)
+    axis.axis("off")
+    axis.text(0, 1, "\n".join(lines), va="top", fontsize=7, family="monospace", wrap=True)
+    return fig
+
+
+def clause_of(examples: Examples, i: int) -> str:
+    """The clause that decides an example."""
+    name = examples.clause_names[int(examples.clauses[i])]
+    return "no clause" if name == "none" else name
 
 
 def mass_map(where: Mass, layer_of: Mapping[str, int], *, n_shown: int = 20) -> Figure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -10,9 +12,12 @@ from lib import figures
 from lib.npeff import concept_search as concepts
 from lib.npeff import program as programs
 from lib.npeff import program_pictures as pictures
+from lib.npeff import store
 from lib.npeff.concept_search import Search
+from lib.npeff.factorise import decompose, explained
 from lib.npeff.program import Compiled, inference
 from lib.npeff.program.location import Mass, mass, owners
+from lib.npeff.program_studies import ClauseFound, Placement, SizeCount
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +108,57 @@ def test_the_map_of_mass_orders_components_by_layer(compiled: Compiled, where: M
     assert [label.get_text() for label in left.get_yticklabels()] == ["1", "0"]
     names = [label.get_text() for label in right.get_xticklabels()]
     assert names == ["0  prem", f"{compiled.layer_of['label']}  label", "others"]
+
+
+def test_configuration_rows_say_what_was_compiled(compiled: Compiled):
+    rows = {row[""]: row for row in pictures.configuration_rows(compiled, 1616, (32, 128))}
+    assert rows["layers"] == {"": "layers", "document": "23", "here": str(compiled.n_layers)}
+    assert rows["components"]["here"] == "32, 128"
+
+
+def test_the_loss_is_drawn_as_what_is_explained():
+    generator = torch.Generator().manual_seed(0)
+    fishers = store.normalise(store.from_dense(torch.rand(9, 3, 5, generator=generator)))
+    fits = {r: decompose(fishers, r, seed=0, steps=20) for r in (2, 3)}
+    left, right = pictures.sparsity_and_loss(fishers, fits).axes
+    assert sum(bar.get_height() for bar in left.patches) == 9
+    for line, fit in zip(right.lines, fits.values(), strict=True):
+        assert line.get_ydata()[-1] == pytest.approx(explained(fit))
+
+
+def test_clause_rows_stand_beside_the_clusters():
+    one = ClauseFound("a", 30, 2, 0.9, 0.5, 0.6, 1.0, True)
+    (row,) = pictures.clause_rows([one], [replace(one, average_precision=0.4)])
+    assert (row["average precision"], row["best cluster's"]) == (0.9, 0.4)
+    assert row["beyond chance"] == "yes"
+
+
+def test_size_curves_draw_components_and_chance():
+    counts = [SizeCount(t, (1.0, 0.5, 0.2, 0.0), (0.9, 0.1, 0.0, 0.0), 0.3, 9) for t in (16, 32)]
+    left, right = pictures.size_curves({4: counts}).axes
+    heights = sorted(line.get_ydata()[0] for line in left.lines)
+    assert heights == [0, 0.1, 0.2, 0.3, 0.5, 0.9, 1]
+    assert right.lines[0].get_ydata().tolist() == [9, 9]
+
+
+def test_placement_dots_are_logarithms_of_the_ratios():
+    ratio = torch.tensor([4.0, 0.5], dtype=torch.float64)
+    null = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    one = Placement(torch.tensor([0, 1]), ratio / 10, ratio, null)
+    (axis,) = pictures.placement_dots({"all": one}).axes
+    assert axis.collections[0].get_offsets()[:, 1].tolist() == [-1, 2]
+    assert "0.50 above 0" in axis.get_title(loc="left")
+
+
+def test_the_card_shows_five_examples_with_their_words(compiled: Compiled):
+    examples = inference.examples(30, seed=0, program=compiled.program)
+    made = concepts.both_polarities(examples.truth, examples.variables)
+    w = torch.rand(30, 1, generator=torch.Generator().manual_seed(0))
+    fit = decompose(store.normalise(store.from_dense(torch.ones(30, 1, 2))), 1, seed=0, steps=1)
+    fit = replace(fit, coefficients=w)
+    top = concepts.top_examples(w, 5)
+    search = concepts.search(top, made, examples.labels, seed=0, n_random=5)
+    (axis,) = pictures.component_card(search, fit, examples, 0).axes
+    words = axis.texts[0].get_text()
+    assert words.count("→") == 5
+    assert " ".join(examples.words(int(w.argmax()))[:4]) in words
