@@ -4,26 +4,24 @@ Per-example Fishers of the `fit` examples are factorised, coefficients of the `h
 fitted to the frozen components, and everything is cached: the six notebooks of document 3 share it.
 What a component is tuned to is read from the held-out examples with the largest coefficients.
 
-Public names: `components_of`, `Components`, `tuning`, `Tuning`, `fetch_decomposition`, `N_TOP`.
+Public names: `components_of`, `Components`, `fishers_of`, `tuning`, `Tuning`, `n_top`.
 
 Source: document 3, sections 2.2 and 3.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lib import cache
 from lib.gradients.flat import select
 from lib.npeff import archive, concept_search, store
 from lib.npeff.coefficients import fit_coefficients
-from lib.npeff.decomposition import Decomposition, unit
-from lib.npeff.diagonal import decompose_diagonal
-from lib.npeff.factorise import decompose
+from lib.npeff.decomposition import Decomposition
+from lib.npeff.fetch import fetch_decomposition
 from lib.npeff.store import DIAGONAL, Fishers
 from lib.npeff.testbeds import Testbed
 
@@ -106,63 +104,6 @@ def fishers_of(
     most = m if kind == DIAGONAL else m * len(bed.classes)
     return archive.fetch_fishers(
         bed.model, examples.x, kind=kind, k=min(k, most), progress=progress
-    )
-
-
-def fetch_decomposition(
-    fishers: Fishers, r: int, *, seed: int, steps: int, restarts: int = 1
-) -> Decomposition:
-    """`decompose` or `decompose_diagonal` through the cache, with unit components, largest first.
-
-    Args:
-        fishers: prepared; raw ones are factorised as they are.
-    """
-    arrays = {name: getattr(fishers, name) for name in ("values", "columns", "offsets", "kept")}
-    config: Mapping[str, object] = {
-        "data": cache.state_hash(arrays),
-        "kind": fishers.kind,
-        "normalised": fishers.normalised,
-        "r": r,
-        "seed": seed,
-        "steps": steps,
-        "restarts": restarts,
-    }
-
-    def build() -> dict[str, Tensor]:
-        made = unit(_decompose(fishers, r, seed, steps, restarts))
-        return {name: getattr(made, name) for name in TENSORS}
-
-    entry = cache.fetch("npeff", config, build, code=[decompose, decompose_diagonal, unit])
-    return Decomposition(
-        kind=fishers.kind,
-        coefficients=entry["coefficients"],
-        components=entry["components"],
-        losses=entry["losses"],
-        loss_steps=entry["loss_steps"],
-        kept=fishers.kept,
-        parameters=fishers.parameters,
-        k=fishers.k,
-        energy=store.energy(fishers),
-        seed=seed,
-        options={"steps": steps, "restarts": restarts},
-    )
-
-
-TENSORS = ("coefficients", "components", "losses", "loss_steps")
-
-
-def _decompose(fishers: Fishers, r: int, seed: int, steps: int, restarts: int) -> Decomposition:
-    raw = not fishers.normalised
-    if fishers.kind == DIAGONAL:
-        return decompose_diagonal(fishers, r, seed=seed, steps=steps, restarts=restarts, raw=raw)
-    return decompose(
-        fishers,
-        r,
-        seed=seed,
-        component_steps=steps // 10,
-        steps=steps,
-        restarts=restarts,
-        raw=raw,
     )
 
 

@@ -15,8 +15,9 @@ from lib import cache
 from lib.npeff import store
 from lib.npeff.alternating import Progress
 from lib.npeff.decomposition import Decomposition, unit
+from lib.npeff.diagonal import decompose_diagonal
 from lib.npeff.factorise import decompose
-from lib.npeff.store import Fishers
+from lib.npeff.store import DIAGONAL, Fishers
 
 TENSORS = ("coefficients", "components", "losses", "loss_steps")
 
@@ -30,18 +31,19 @@ def fetch_decomposition(
     restarts: int = 1,
     progress: Progress | None = None,
 ) -> Decomposition:
-    """`decompose` with exact steps through the cache; unit components, the most used one first.
+    """A decomposition through the cache; unit components, the most used one first.
 
     Args:
-        fishers: prepared low-rank PEFs; raw ones are factorised as they are.
+        fishers: prepared PEFs, for `decompose` with exact steps or `decompose_diagonal`, by their
+            kind; raw ones are factorised as they are.
         r: components.
         seed: of the start.
-        steps: joint steps; the components alone take a tenth of that before.
+        steps: joint steps; low-rank components alone take a tenth of that before.
         restarts: starts, of which the lowest loss is kept.
         progress: wraps the range of steps, if there is anything to do.
 
     Raises:
-        ValueError: as `decompose`.
+        ValueError: as these two.
     """
     arrays = {
         name: getattr(fishers, name) for name in ("values", "columns", "offsets", "example", "kept")
@@ -56,20 +58,28 @@ def fetch_decomposition(
         "restarts": restarts,
     }
 
+    raw = not fishers.normalised
+
     def build() -> dict[str, Tensor]:
-        made = decompose(
-            fishers,
-            r,
-            seed=seed,
-            component_steps=steps // 10,
-            steps=steps,
-            restarts=restarts,
-            raw=not fishers.normalised,
-            progress=progress,
-        )
+        if fishers.kind == DIAGONAL:
+            made = decompose_diagonal(
+                fishers, r, seed=seed, steps=steps, restarts=restarts, raw=raw, progress=progress
+            )
+        else:
+            made = decompose(
+                fishers,
+                r,
+                seed=seed,
+                component_steps=steps // 10,
+                steps=steps,
+                restarts=restarts,
+                raw=raw,
+                progress=progress,
+            )
         return {name: getattr(unit(made), name) for name in TENSORS}
 
-    entry = cache.fetch("npeff", config, build, code=[decompose, unit])
+    method = decompose_diagonal if fishers.kind == DIAGONAL else decompose
+    entry = cache.fetch("npeff", config, build, code=[method, unit])
     return Decomposition(
         fishers.kind,
         entry["coefficients"],
