@@ -120,11 +120,22 @@ def layer_calls(
 
 def patches(layer: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs ``[b, T, i]`` and output gradients ``[b, T, o]`` of a linear or convolution layer."""
+    return input_rows(layer, x), output_rows(layer, d)
+
+
+def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a linear or convolution layer multiplies its weight with, ``[b, T, i]``."""
     if isinstance(layer, nn.Conv2d):
         assert not isinstance(layer.padding, str)  # see has_factors
-        columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        return columns.mT, d.flatten(2).mT
-    return x.reshape(len(x), -1, x.shape[-1]), d.reshape(len(d), -1, d.shape[-1])
+        return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def output_rows(layer: nn.Module, d: Tensor) -> Tensor:
+    """Gradients at the layer's outputs, ``[b, T, o]``."""
+    if isinstance(layer, nn.Conv2d):
+        return d.flatten(2).mT
+    return d.reshape(len(d), -1, d.shape[-1])
 
 
 def has_factors(layer: nn.Module) -> bool:
@@ -215,9 +226,29 @@ def write_gradients(
             view += more[own]
 
 
+def write_products(a: Tensor, d: Tensor, views: dict[str, Tensor]) -> None:
+    """Write the gradients of a layer with factors: ``sum_t d_t a_t^T`` and ``sum_t d_t``.
+
+    Args:
+        a, d: `input_rows` and `output_rows`.
+    """
+    if (weight := views.get("weight")) is not None:
+        weight = weight.view(*weight.shape[:2], -1)
+        # An outer product is ten times faster than a matrix product of inner length 1.
+        product = torch.mul if a.shape[1] == 1 else torch.bmm
+        product(d.mT, a, out=weight)
+    if (bias := views.get("bias")) is not None:
+        torch.sum(d, 1, out=bias)
+
+
+def is_large(layer: nn.Module, device: torch.device) -> bool:
+    """Whether one example's convolution at a time is faster than all patches (see `LARGE`)."""
+    return type(layer) is nn.Conv2d and layer.weight.numel() >= LARGE and device.type == "cpu"
+
+
 def _write_call(layer: nn.Module, x: Tensor, d: Tensor, views: dict[str, Tensor]) -> None:
     weight, bias = views.get("weight"), views.get("bias")
-    if isinstance(layer, nn.Conv2d) and layer.weight.numel() >= LARGE and x.device.type == "cpu":
+    if isinstance(layer, nn.Conv2d) and is_large(layer, x.device):
         if weight is not None:
             assert not isinstance(layer.padding, str)  # see has_factors
             size, side = layer.weight.shape, (layer.stride, layer.padding, layer.dilation)
@@ -226,14 +257,7 @@ def _write_call(layer: nn.Module, x: Tensor, d: Tensor, views: dict[str, Tensor]
         if bias is not None:
             torch.sum(d, (2, 3), out=bias)
     elif has_factors(layer):
-        a, rows = patches(layer, x, d)
-        if weight is not None:
-            weight = weight.view(*weight.shape[:2], -1)
-            # An outer product is ten times faster than a matrix product of inner length 1.
-            product = torch.mul if a.shape[1] == 1 else torch.bmm
-            product(rows.mT, a, out=weight)
-        if bias is not None:
-            torch.sum(rows, 1, out=bias)
+        write_products(*patches(layer, x, d), views)
     elif isinstance(layer, nn.Embedding):
         if weight is not None:
             at = x.reshape(len(x), -1)

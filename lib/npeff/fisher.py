@@ -28,17 +28,22 @@ from lib.gradients.flat import check_finite, evaluating, select, size, slices
 from lib.gradients.hooks import (
     Recorded,
     UnsupportedLayer,
+    has_factors,
+    input_rows,
+    is_large,
     layers_of,
+    output_rows,
     own_names,
     per_example_hooks,
     record,
     write_gradients,
+    write_products,
 )
 from lib.gradients.outputs import CentredLogit
 from lib.npeff.rows import largest
-from lib.npeff.store import DIAGONAL, LOW_RANK, Fishers, Parameters, concatenate
+from lib.npeff.store import DIAGONAL, LOW_RANK, Fishers, Parameters, concatenate, take
 
-Progress = Callable[[Sequence[int]], Iterator[int]]
+Progress = Callable[[Sequence[range]], Iterator[range]]
 SPARSE = 0.05  # share of a layer's weights that an example may use for the sparse way to pay
 NUMBERS = 2**26  # of dense gradients held at a time
 SUM_TOLERANCE = 1e-4  # of probabilities
@@ -151,7 +156,7 @@ def per_example_fishers(
         eps, max_classes, n_samples, generator: which classes take part, see `terms`.
         chunk: examples at a time; None bounds the memory by 256 MB of gradients.
         generic: use ``torch.func`` even where the hooks know all layers.
-        progress: wraps the list of chunk starts (tqdm).
+        progress: wraps the list of batches (tqdm).
 
     Returns:
         Fishers on all m positions of the block; `prune` them and `normalise` them.
@@ -173,30 +178,66 @@ def per_example_fishers(
             f"example with {m:,} parameters), got {kind!r} and k = {k:,}"
         )
     layers = None if generic else _hooked_layers(model, x, block)
-    chunk = chunk or max(1, min(256, NUMBERS // (m * min(n_classes, max_classes or n_classes))))
-    starts: Sequence[int] = range(0, len(x), chunk)
+    p = _probabilities(model, x)
+    chosen = terms(p, eps=eps, max_classes=max_classes, n_samples=n_samples, generator=generator)
+    # Examples with equally many terms go together: a batch needs a pass for its longest list.
+    order = chosen.present.sum(1).argsort(stable=True)
+    groups = _groups(chosen.present[order].sum(1), chunk or 256, 2**63 if chunk else NUMBERS // m)
     parts = []
-    for start in progress(starts) if progress else starts:
-        batch = x[start : start + chunk]
-        recorded = record(model, batch, layers or {})
-        logits = recorded.out.detach()
-        check_finite(logits, start, "logit")
-        p = logits.double().softmax(1)
-        chosen = terms(
-            p, eps=eps, max_classes=max_classes, n_samples=n_samples, generator=generator
-        )
-        cotangents = _cotangents(p, chosen).to(logits.dtype)
+    for group in progress(groups) if progress else groups:
+        rows = order[group.start : group.stop]
+        recorded = record(model, x[rows], layers or {})
+        mine = _taken(chosen, rows)
+        cotangents = _cotangents(p[rows], mine).to(recorded.out.dtype)
+        position = None
         if layers is None:
-            rows = _generic_rows(model, batch, cotangents, block)
-            entries, position = rows, None
+            entries = _generic_rows(model, x[rows], cotangents, block)
         elif all(type(layer) is nn.Linear for layer in layers.values()) and _is_sparse(recorded):
             entries, position = _sparse_rows(recorded, cotangents, layers, weights)
         else:
-            entries, position = _dense_rows(recorded, cotangents, layers, weights), None
-        check_finite(entries, start)
-        parts.append(_largest_of(kind, entries, position, chosen, logits, m, k))
+            entries = _dense_rows(recorded, cotangents, layers, weights)
+        _check_finite(entries, rows)
+        parts.append(_largest_of(kind, entries, position, mine, recorded.out.detach(), m, k))
     shapes = tuple((name, tuple(weight.shape)) for name, weight in weights.items())
-    return concatenate([_fishers(kind, part, m, shapes, k) for part in parts])
+    made = concatenate([_fishers(kind, part, m, shapes, k) for part in parts])
+    return made if bool((order.diff() == 1).all()) else take(made, order.argsort())
+
+
+def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's distribution for every example, float64 ``[n, C]``."""
+    with evaluating(model), torch.no_grad():
+        logits = torch.cat([model(part) for part in x.split(1024)])
+    check_finite(logits, 0, "logit")
+    return logits.double().softmax(1)
+
+
+def _groups(n_terms: Tensor, most: int, rows: int) -> list[range]:
+    """Consecutive examples, at most `most`, and at most `rows` rows with the longest list."""
+    groups, start, counts = [], 0, n_terms.tolist()
+    while start < len(counts):
+        stop = start + 1
+        while (
+            stop < len(counts)
+            and stop - start < most
+            and (stop - start + 1) * counts[stop] <= rows
+            and counts[stop] <= 2 * counts[start]  # else the short ones wait for the long ones
+        ):
+            stop += 1
+        groups.append(range(start, stop))
+        start = stop
+    return groups
+
+
+def _taken(chosen: Terms, rows: Tensor) -> Terms:
+    width = int(chosen.present[rows].sum(1).max())
+    return Terms(*(t[rows, :width] for t in (chosen.classes, chosen.weights, chosen.present)))
+
+
+def _check_finite(entries: Tensor, rows: Tensor) -> None:
+    """Refuse gradients that are not finite, naming the example."""
+    bad = ~entries.flatten(1).sum(1).isfinite()
+    for i in bad.nonzero()[:, 0].tolist():
+        check_finite(entries[i : i + 1], int(rows[i]))
 
 
 def _hooked_layers(
@@ -249,6 +290,11 @@ def _dense_rows(
     b, n_terms, _ = cotangents.shape
     where = slices(weights)
     rows = recorded.out.new_empty(b, n_terms, size(weights))
+    inputs = {
+        name: input_rows(layer, recorded.seen[name][0][0])  # once for all terms
+        for name, layer in layers.items()
+        if has_factors(layer) and len(recorded.seen[name]) == 1 and not is_large(layer, rows.device)
+    }
     for s in range(n_terms):
         calls = recorded.calls(recorded.out, cotangents[:, s], last=s == n_terms - 1)
         for name, layer in layers.items():
@@ -257,7 +303,10 @@ def _dense_rows(
                 for own, full in own_names(name, layer)
                 if full in where
             }
-            write_gradients(layer, calls[name], views)
+            if name in inputs:
+                write_products(inputs[name], output_rows(layer, calls[name][0][1]), views)
+            else:
+                write_gradients(layer, calls[name], views)
     return rows
 
 
@@ -341,8 +390,8 @@ def _largest_of(
     """Values, columns, lengths of rows, their examples, norms, logits of one chunk."""
     b, _, n_slots = rows.shape
     if kind == DIAGONAL:
-        entries = rows.square().sum(1, keepdim=True)
-        norms = entries.double().norm(dim=2)[:, 0]
+        entries = torch.einsum("bsm,bsm->bm", rows, rows)[:, None]
+        norms = torch.linalg.vector_norm(entries, dim=2, dtype=torch.float64)[:, 0]
     else:
         entries = rows
         norms = torch.linalg.matrix_norm((rows @ rows.mT).double())
@@ -358,10 +407,12 @@ def _largest_of(
     # rows are numbered example by example, over the terms that are present
     number = present.flatten().cumsum(0) - 1
     row = number[example * present.shape[1] + term]
-    order = (row * m + columns).argsort()
+    if position is not None:  # else they ascend already
+        order = (row * m + columns).argsort()
+        values, columns = values[order], columns[order]
     return (
-        values[order],
-        columns[order],
+        values,
+        columns,
         torch.bincount(row, minlength=int(present.sum())),
         torch.arange(b, device=flat.device).repeat_interleave(present.sum(1)),
         norms,

@@ -15,15 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.npeff import nonnegative, store
+from lib import models
+from lib.data import digits
+from lib.npeff import fisher, nonnegative, store
 from lib.npeff.decomposition import Decomposition
 from lib.npeff.diagonal import decompose_diagonal
 from lib.npeff.factorise import decompose
 from lib.npeff.store import Fishers
+from lib.training import Recipe, fetch_model
 from tests.benchmarks.row import Row
 
 N, C, K, M, R = 2000, 3, 4096, 100_000, 32
 LRM_STEPS, MU_STEPS, CD_STEPS = 30, 20, 200
+PEF = {"n": 256, "k": 4096, "chunk": 16}
+EPS = 0.01  # as in the specification for small image networks
 SMALL = {"n": 1000, "k": 1024, "m": 25_000}  # where the peer runs for long
 
 
@@ -230,7 +235,65 @@ def _scipy_steps(data: Fishers) -> float:
     return store.energy(data) - 2 * float(cross) + float(((w.T @ w) * q * q).sum())
 
 
+def per_example_fishers() -> Row:
+    """Sparse PEFs of a trained network, classes below a threshold left out.
+
+    The peer is the Jacobian of the logits by ``vmap(jacrev)``, as one writes it with torch.func.
+    """
+    data = digits.load()
+    x, y = data.train.x.view(-1, 1, 8, 8), data.train.y
+    recipe = Recipe(20, 50, 0.01, optimizer="adam", schedule="triangular")
+    spec = {"channels": (32, 64)}
+    model = fetch_model(
+        "cnn", spec, lambda: (x, y), recipe, seed=0, data_hash=data.provenance.sha256
+    )
+    rest = data.test.x.view(-1, 1, 8, 8)[: PEF["n"]]
+
+    def peer() -> tuple[Tensor, Tensor, Tensor]:
+        parts = [_jacobian_fishers(model, part) for part in rest.split(PEF["chunk"])]
+        return tuple(torch.cat(found) for found in zip(*parts, strict=True))
+
+    def agree(a: Fishers, b: tuple[Tensor, Tensor, Tensor]) -> tuple[bool, str]:
+        values, at, norms = b
+        dense = torch.zeros(len(rest), a.n_parameters).scatter_(1, at, values)
+        gap = float((a.matrix().to_dense() - dense).norm() / dense.norm())
+        worst = float((a.norms - norms).norm() / norms.norm())
+        return gap < 1e-4 and worst < 1e-4, f"entries agree to {gap:.0e}, norms to {worst:.0e}"
+
+    return Row(
+        ours=lambda: fisher.per_example_fishers(
+            model, rest, kind=store.DIAGONAL, k=PEF["k"], eps=EPS
+        ),
+        peer=peer,
+        agree=agree,
+        peer_name="vmap(jacrev)",
+        target=10.0,
+        sizes=f"{PEF['n']} digits, C = 10, p >= {EPS}, {models.n_parameters(model):,} weights, "
+        f"K = {PEF['k']:,}; the peer {PEF['chunk']} at a time",
+    )
+
+
+def _jacobian_fishers(model: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Entries, positions and norms of diagonal PEFs."""
+    from torch.func import functional_call, jacrev, vmap
+
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+
+    def logits(chosen: dict[str, Tensor], one: Tensor) -> Tensor:
+        return functional_call(model, chosen, (one[None],))[0]
+
+    found = vmap(jacrev(logits), in_dims=(None, 0))(weights, x)
+    jacobian = torch.cat([part.flatten(2) for part in found.values()], 2)
+    with torch.no_grad():
+        p = model(x).softmax(1)
+    kept = torch.where((p >= EPS) | (p == p.amax(1, keepdim=True)), p, 0.0)
+    diagonal = (kept[..., None] * (jacobian - p[:, None] @ jacobian).square()).sum(1)
+    at = diagonal.topk(PEF["k"], dim=1).indices
+    return diagonal.gather(1, at), at, diagonal.double().norm(dim=1)
+
+
 ROWS: dict[str, Callable[[], Row]] = {
+    "pef/vmap-jacrev": per_example_fishers,
     "d-npeff/sklearn-mu-iteration": mu_iterations,
     "d-npeff/sklearn-to-loss": to_loss,
     "coefficients/nnls": coefficients,
