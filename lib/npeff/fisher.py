@@ -390,7 +390,9 @@ def _largest_of(
     """Values, columns, lengths of rows, their examples, norms, logits of one chunk."""
     b, _, n_slots = rows.shape
     if kind == DIAGONAL:
-        entries = torch.einsum("bsm,bsm->bm", rows, rows)[:, None]
+        entries = rows[:, :1].square()
+        for term in range(1, rows.shape[1]):
+            entries[:, 0].addcmul_(rows[:, term], rows[:, term])
         norms = torch.linalg.vector_norm(entries, dim=2, dtype=torch.float64)[:, 0]
     else:
         entries = rows
