@@ -5,7 +5,8 @@ Every count stands beside that of random sets. Where a component lies is compare
 other components lie: a variable whose weights all components use says nothing about one of them.
 
 Public names: `agreement_rows`, `last_position`, `search_all`, `above_chance`, `Beyond`,
-`pure_share`, `n_rare`, `conjunctive_share`, `by_size`, `SizeCount`, `coefficient_left`, `placement`, `Placement`, `clauses_found`, `ClauseFound`.
+`pure_share`, `n_rare`, `conjunctive_share`, `by_size`, `SizeCount`, `coefficient_left`,
+`placement`, `Placement`, `clauses_found`, `ClauseFound`.
 
 Source: document 3, section 3.2; specification sections 6.4 and 6.6. The document gives counts
 only; nulls, sizes of top sets and places in the weights are ours.
