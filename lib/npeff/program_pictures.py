@@ -289,19 +289,20 @@ def component_card(found: Search, fit: Decomposition, examples: Examples, j: int
     lines = [f"component {j}: top examples share {share}"]
     lines += [f"({common.prevalence:.0%} of all examples meet it)", ""]
     for i in best:
-        words, label = examples.words(i), examples.classes[int(examples.labels[i])]
+        words = examples.words(i)
         pair = " / ".join(" ".join(part) for part in (words[:n_words], words[n_words:]))
-        lines.append(f"{weights[i]:.2f}  {pair}  → {label}, {clause_of(examples, i)}")
+        lines.append(f"{weights[i]:.2f}  {pair}  → {decided(examples, i)}")
     fig, (axis,) = figures.panels(height=1.6)
     axis.axis("off")
     axis.text(0, 1, "\n".join(lines), va="top", fontsize=7, family="monospace", wrap=True)
     return fig
 
 
-def clause_of(examples: Examples, i: int) -> str:
-    """The clause that decides an example."""
+def decided(examples: Examples, i: int) -> str:
+    """An example's label and the clause that decides it."""
+    label = examples.classes[int(examples.labels[i])]
     name = examples.clause_names[int(examples.clauses[i])]
-    return "no clause" if name == "none" else name
+    return f"{label}, by no clause" if name == "none" else f"{label}, by {name}"
 
 
 def mass_map(where: Mass, layer_of: Mapping[str, int], *, n_shown: int = 20) -> Figure:

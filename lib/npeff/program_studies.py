@@ -4,8 +4,9 @@ A component is pure if all its top examples share the value of a Boolean variabl
 Every count stands beside that of random sets. Where a component lies is compared with where the
 other components lie: a variable whose weights all components use says nothing about one of them.
 
-Public names: `agreement_rows`, `last_position`, `above_chance`, `Beyond`, `n_rare`, `by_size`,
-`SizeCount`, `coefficient_left`, `placement`, `Placement`, `clauses_found`, `ClauseFound`.
+Public names: `agreement_rows`, `last_position`, `search_all`, `above_chance`, `Beyond`,
+`pure_share`, `n_rare`, `conjunctive_share`, `by_size`, `SizeCount`, `coefficient_left`,
+`placement`, `Placement`, `clauses_found`, `ClauseFound`.
 
 Source: document 3, section 3.2; specification sections 6.4 and 6.6. The document gives counts
 only; nulls, sizes of top sets and places in the weights are ours.
@@ -13,14 +14,16 @@ only; nulls, sizes of top sets and places in the weights are ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lib.npeff import concept_search
+from lib.npeff.baselines import Clusters
 from lib.npeff.concept_search import CRITERIA, Concepts, RuleMatch, Search
+from lib.npeff.decomposition import Decomposition
 from lib.npeff.program import Compiled, Program, compile_program, error_bounds, one_hot_errors
 from lib.npeff.program.inference import VOCABULARY, Examples
 from lib.npeff.program.location import Mass
@@ -71,6 +74,35 @@ def last_position(model: CompiledTransformer, ids: Tensor, *, chunk: int = 256) 
     return torch.cat(parts)
 
 
+def search_all(
+    fits: Mapping[int, Decomposition],
+    clusters: Mapping[int, Clusters],
+    concepts: Concepts,
+    predicted: Tensor,
+    *,
+    n_top: int,
+    n_draws: int,
+    seed: int,
+) -> dict[str, Search]:
+    """What components and clusters have in common, by "32 components", "32 k-means clusters".
+
+    Args:
+        fits, clusters: number of components or clusters -> what was found.
+        n_draws: draws of as many random sets.
+    """
+    tops = {
+        f"{r} components": concept_search.top_examples(fit.coefficients, n_top)
+        for r, fit in fits.items()
+    }
+    tops |= {f"{r} k-means clusters": one.top(n_top) for r, one in clusters.items()}
+    return {
+        name: concept_search.search(
+            top, concepts, predicted, seed=seed, n_random=n_draws * len(top)
+        )
+        for name, top in tops.items()
+    }
+
+
 @dataclass(frozen=True)
 class Beyond:
     """A share of r sets, and what as many random sets reach."""
@@ -96,6 +128,27 @@ def above_chance(found: Search, criterion: str) -> Beyond:
     share = found.passes[:, i].double().mean().item()
     null = draws.quantile(LEVEL, interpolation="higher").item()
     return Beyond(share, (share * (1 - share) / r) ** 0.5, null)
+
+
+def pure_share(found: Mapping[str, Search], r: int) -> tuple[float, float] | None:
+    """Share of r components that are pure in any concept, and its sd; None if there is no r."""
+    if f"{r} components" not in found:
+        return None
+    beyond = above_chance(found[f"{r} components"], CRITERIA[0])
+    return beyond.share, beyond.sd
+
+
+def conjunctive_share(found: Search, *, limit: float = 0.5) -> tuple[float, float]:
+    """Share of pure sets that share two or more variables of at most this prevalence, and its sd.
+
+    Raises:
+        ValueError: no set is pure.
+    """
+    pure = found.passes[:, 0]
+    if not bool(pure.any()):
+        raise ValueError("no set is pure in anything; take fewer top examples")
+    share = (n_rare(found, limit=limit)[pure] >= 2).double().mean().item()
+    return share, (share * (1 - share) / int(pure.sum())) ** 0.5
 
 
 def n_rare(found: Search, *, limit: float = 0.5) -> Tensor:

@@ -57,7 +57,7 @@ CIFAR: dict[str, object] = {
 PROGRAM: dict[str, object] = {
     "n": 1616,
     "k": 32_768,
-    "coldness": 20.0,
+    "cold": 20.0,
     "steps": 200,
     "n_top": 128,
     "n_draws": 200,

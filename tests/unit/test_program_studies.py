@@ -96,6 +96,19 @@ def test_chance_takes_the_95_percent_draw() -> None:
         studies.above_chance(search, "all")
 
 
+def test_shares_are_those_of_the_components_that_were_asked_for(found: Search) -> None:
+    assert studies.pure_share({"3 components": found}, 3) == (
+        pytest.approx(2 / 3),
+        pytest.approx((2 / 27) ** 0.5),
+    )
+    assert studies.pure_share({"3 components": found}, 4) is None
+
+
+def test_conjunctions_are_counted_among_pure_sets(found: Search) -> None:
+    share, sd = studies.conjunctive_share(found)
+    assert (share, sd) == (0.5, pytest.approx((0.25 / 2) ** 0.5))
+
+
 def test_rare_variables_are_counted_by_the_value_that_is_shared(found: Search) -> None:
     assert studies.n_rare(found).tolist() == [1, 2, 0]
     assert studies.n_rare(found, limit=0.2).tolist() == [1, 1, 0]
