@@ -2,7 +2,7 @@
 
 In the order of the method:
 
-- ``fisher``: per-example Fishers of any classifier (`per_example_fishers`, `terms`);
+- ``fisher``: per-example Fishers of any classifier; ``terms``: which classes take part;
   ``archive`` keeps them, ``store`` prunes, normalises and chooses, ``rows`` is its arithmetic.
 - ``factorise``: low-rank decomposition; ``diagonal``: the diagonal one; ``decomposition``: their
   result; ``coefficients``: new examples and expansion; ``alternating``, ``products``,

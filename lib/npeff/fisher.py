@@ -8,9 +8,9 @@ itself is never differentiated.
 Fast way: one forward pass of a batch, one backward pass a class, gradients of all examples by the
 hooks of `lib.gradients`. Where activations are mostly zero (compiled networks), only the rows and
 columns of a layer that an example uses are multiplied. Generic way: ``torch.func``, any network
-that it can differentiate. Which classes take part is decided by `terms`.
+that it can differentiate. Which classes take part is decided by `lib.npeff.terms`.
 
-Public names: `per_example_fishers`, `terms`, `Terms`; `lib.npeff.archive` keeps what they make.
+Public name: `per_example_fishers`; `lib.npeff.archive` keeps what it makes.
 
 Source: document 3, section 2.1; specification sections 1 and 9.
 """
@@ -18,7 +18,6 @@ Source: document 3, section 2.1; specification sections 1 and 9.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -42,92 +41,11 @@ from lib.gradients.hooks import (
 from lib.gradients.outputs import CentredLogit
 from lib.npeff.rows import largest
 from lib.npeff.store import DIAGONAL, LOW_RANK, Fishers, Parameters, concatenate, take
+from lib.npeff.terms import Terms, cotangents, terms
 
 Progress = Callable[[Sequence[range]], Iterator[range]]
 SPARSE = 0.05  # share of a layer's weights that an example may use for the sparse way to pay
 NUMBERS = 2**26  # of dense gradients held at a time
-SUM_TOLERANCE = 1e-4  # of probabilities
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The classes whose scores make up each example's Fisher, and with which weight."""
-
-    classes: Tensor  # int64 [n, S]
-    weights: Tensor  # float64 [n, S], not negative; the factor's row is weight * score
-    present: Tensor  # bool [n, S]; absent terms have no row
-
-
-def terms(
-    p: Tensor,
-    *,
-    eps: float = 0.0,
-    max_classes: int | None = None,
-    n_samples: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Terms:
-    """Choose the terms of ``F = sum_c p_c s_c s_c^T``.
-
-    Args:
-        p: probabilities, ``[n, C]``, rows sum to one.
-        eps: drop classes less likely than this; the probabilities kept are not normalised anew.
-            The paper takes 3e-3 for ImageNet. The most likely class always stays.
-        max_classes: at most so many, the most likely ones; None is all.
-        n_samples: instead, draw so many classes from p: an unbiased estimate of F whose rank is
-            bounded however many classes there are (the paper leaves large output spaces to
-            future work).
-        generator: of the draws.
-
-    Returns:
-        Classes in ascending order if all take part, else by descending probability.
-
-    Raises:
-        ValueError: NaN, rows that do not sum to one, a threshold outside [0, 1), counts below 1,
-            or a draw without a generator.
-    """
-    if p.ndim != 2 or p.shape[1] < 2:
-        raise ValueError(f"want probabilities [n, C] with C >= 2, got {tuple(p.shape)}")
-    p = p.double()
-    if not p.isfinite().all() or (p < 0).any():
-        raise ValueError(
-            "want probabilities in [0, 1], got NaN or numbers outside; look at the logits"
-        )
-    off = (p.sum(1) - 1).abs().max()
-    if off > SUM_TOLERANCE:
-        raise ValueError(
-            f"want rows that sum to one, got a sum off by {float(off):.2g}; give softmax"
-        )
-    n_classes = p.shape[1]
-    if not 0 <= eps < 1 or (max_classes is not None and max_classes < 1):
-        raise ValueError(f"want 0 <= eps < 1 and max_classes >= 1, got {eps} and {max_classes}")
-    if n_samples is not None:
-        if n_samples < 1 or generator is None:
-            raise ValueError("want n_samples >= 1 and a generator to draw with")
-        return _sampled(p, n_samples, generator)
-    if eps == 0 and (max_classes is None or max_classes >= n_classes):
-        classes = torch.arange(n_classes, device=p.device).expand_as(p)
-        return Terms(classes, p.sqrt(), torch.ones_like(p, dtype=torch.bool))
-    likely, classes = p.sort(dim=1, descending=True, stable=True)
-    return _trimmed(
-        classes[:, :max_classes], likely[:, :max_classes], likely[:, :max_classes] >= eps
-    )
-
-
-def _sampled(p: Tensor, n_samples: int, generator: torch.Generator) -> Terms:
-    draws = torch.multinomial(p.cpu(), n_samples, replacement=True, generator=generator)
-    counts = torch.zeros_like(p).scatter_add_(
-        1, draws.to(p.device), torch.ones_like(draws, dtype=p.dtype).to(p.device)
-    )
-    often, classes = counts.sort(dim=1, descending=True, stable=True)
-    return _trimmed(classes, often / n_samples, often > 0)
-
-
-def _trimmed(classes: Tensor, share: Tensor, present: Tensor) -> Terms:
-    present = present.clone()
-    present[:, 0] = True
-    width = int(present.sum(1).max())
-    weights = torch.where(present, share.sqrt(), 0.0)
-    return Terms(classes[:, :width], weights[:, :width], present[:, :width])
 
 
 def per_example_fishers(
@@ -187,15 +105,15 @@ def per_example_fishers(
     for group in progress(groups) if progress else groups:
         rows = order[group.start : group.stop]
         recorded = record(model, x[rows], layers or {})
-        mine = _taken(chosen, rows)
-        cotangents = _cotangents(p[rows], mine).to(recorded.out.dtype)
+        mine = chosen.take(rows)
+        starts = cotangents(p[rows], mine).to(recorded.out.dtype)
         position = None
         if layers is None:
-            entries = _generic_rows(model, x[rows], cotangents, block)
+            entries = _generic_rows(model, x[rows], starts, block)
         elif all(type(layer) is nn.Linear for layer in layers.values()) and _is_sparse(recorded):
-            entries, position = _sparse_rows(recorded, cotangents, layers, weights)
+            entries, position = _sparse_rows(recorded, starts, layers, weights)
         else:
-            entries = _dense_rows(recorded, cotangents, layers, weights)
+            entries = _dense_rows(recorded, starts, layers, weights)
         _check_finite(entries, rows)
         parts.append(_largest_of(kind, entries, position, mine, recorded.out.detach(), m, k))
     shapes = tuple((name, tuple(weight.shape)) for name, weight in weights.items())
@@ -228,11 +146,6 @@ def _groups(n_terms: Tensor, most: int, rows: int) -> list[range]:
     return groups
 
 
-def _taken(chosen: Terms, rows: Tensor) -> Terms:
-    width = int(chosen.present[rows].sum(1).max())
-    return Terms(*(t[rows, :width] for t in (chosen.classes, chosen.weights, chosen.present)))
-
-
 def _check_finite(entries: Tensor, rows: Tensor) -> None:
     """Refuse gradients that are not finite, naming the example."""
     bad = ~entries.flatten(1).sum(1).isfinite()
@@ -252,18 +165,8 @@ def _hooked_layers(
         return None
 
 
-def _cotangents(p: Tensor, chosen: Terms) -> Tensor:
-    """``weight (e_c - p)`` of every term, ``[n, S, C]``: what its backward pass starts from."""
-    found = -p[:, None].repeat(1, chosen.classes.shape[1], 1)
-    top = p.argmax(1, keepdim=True)
-    # 1 - p loses its digits where p is near one; the sum of the other probabilities does not
-    others = (1 - p).scatter(1, top, p.scatter(1, top, 0.0).sum(1, keepdim=True))
-    found.scatter_(2, chosen.classes[..., None], others.gather(1, chosen.classes)[..., None])
-    return found * chosen.weights[..., None]
-
-
 def _generic_rows(
-    model: nn.Module, batch: Tensor, cotangents: Tensor, block: Sequence[str] | None
+    model: nn.Module, batch: Tensor, starts: Tensor, block: Sequence[str] | None
 ) -> Tensor:
     """Factors ``[b, S, m]`` by ``torch.func``."""
     fixed, weights = select(model), select(model, block)
@@ -277,17 +180,17 @@ def _generic_rows(
         return torch.cat([found[name].flatten(1) for name in weights], 1)
 
     with evaluating(model), torch.no_grad():
-        return vmap(rows)(batch, cotangents)
+        return vmap(rows)(batch, starts)
 
 
 def _dense_rows(
     recorded: Recorded,
-    cotangents: Tensor,
+    starts: Tensor,
     layers: dict[str, nn.Module],
     weights: dict[str, Tensor],
 ) -> Tensor:
     """Factors ``[b, S, m]`` by hooks, one backward pass a term."""
-    b, n_terms, _ = cotangents.shape
+    b, n_terms, _ = starts.shape
     where = slices(weights)
     rows = recorded.out.new_empty(b, n_terms, size(weights))
     inputs = {
@@ -296,7 +199,7 @@ def _dense_rows(
         if has_factors(layer) and len(recorded.seen[name]) == 1 and not is_large(layer, rows.device)
     }
     for s in range(n_terms):
-        calls = recorded.calls(recorded.out, cotangents[:, s], last=s == n_terms - 1)
+        calls = recorded.calls(recorded.out, starts[:, s], last=s == n_terms - 1)
         for name, layer in layers.items():
             views = {
                 own: rows[:, s, where[full]].view(b, *weights[full].shape)
@@ -322,7 +225,7 @@ def _is_sparse(recorded: Recorded) -> bool:
 
 def _sparse_rows(
     recorded: Recorded,
-    cotangents: Tensor,
+    starts: Tensor,
     layers: dict[str, nn.Module],
     weights: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
@@ -330,10 +233,9 @@ def _sparse_rows(
 
     Unused slots have position 0 and entry 0.
     """
-    n_terms = cotangents.shape[1]
+    n_terms = starts.shape[1]
     per_term = [
-        recorded.calls(recorded.out, cotangents[:, s], last=s == n_terms - 1)
-        for s in range(n_terms)
+        recorded.calls(recorded.out, starts[:, s], last=s == n_terms - 1) for s in range(n_terms)
     ]
     where = slices(weights)
     entries, positions = [], []
@@ -391,8 +293,8 @@ def _largest_of(
     b, _, n_slots = rows.shape
     if kind == DIAGONAL:
         entries = rows[:, :1].square()
-        for term in range(1, rows.shape[1]):
-            entries[:, 0].addcmul_(rows[:, term], rows[:, term])
+        for i in range(1, rows.shape[1]):
+            entries[:, 0].addcmul_(rows[:, i], rows[:, i])
         norms = torch.linalg.vector_norm(entries, dim=2, dtype=torch.float64)[:, 0]
     else:
         entries = rows

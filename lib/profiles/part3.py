@@ -65,8 +65,8 @@ PROGRAM: dict[str, object] = {
 
 SIZES: dict[str, dict[str, dict[str, object]]] = {
     "31_components": {
-        "quick": GRAMMAR | DIGITS | {"n_seeds": 3, "recovery_starts": 5},
-        "full": SNLI | CIFAR | {"n_seeds": 3, "recovery_starts": 5},
+        "quick": GRAMMAR | DIGITS | {"recovery_starts": 5},
+        "full": SNLI | CIFAR | {"recovery_starts": 5},
     },
     "32_perturbations": {
         "quick": GRAMMAR | DIGITS | {"n_draws": 10},

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lib import models
 from lib.gradients.flat import flatten, select, unflatten
-from lib.npeff import archive, fisher, store
+from lib.npeff import archive, fisher, store, terms
 
 KINDS = (store.LOW_RANK, store.DIAGONAL)
 
@@ -219,13 +219,13 @@ def test_the_model_is_left_in_train_mode_and_read_without_dropout() -> None:
 
 def test_unlikely_classes_are_dropped_and_the_likeliest_never() -> None:
     p = torch.tensor([[0.7, 0.2, 0.1], [0.98, 0.01, 0.01]], dtype=torch.float64)
-    chosen = fisher.terms(p, eps=0.15)
+    chosen = terms.terms(p, eps=0.15)
     assert chosen.present.tolist() == [[True, True], [True, False]]
     torch.testing.assert_close(
         chosen.weights, torch.tensor([[0.7, 0.2], [0.98, 0]]).double().sqrt()
     )
-    assert fisher.terms(p, eps=0.99).present.tolist() == [[True], [True]]
-    assert fisher.terms(p, max_classes=2).classes.shape == (2, 2)
+    assert terms.terms(p, eps=0.99).present.tolist() == [[True], [True]]
+    assert terms.terms(p, max_classes=2).classes.shape == (2, 2)
 
 
 def test_dropped_classes_leave_the_other_terms_as_they_are() -> None:
@@ -258,7 +258,7 @@ def test_a_saturated_prediction_keeps_its_digits() -> None:
     """Logits 40 apart: 1 - p is zero in float64, the sum of the others is not."""
     logits = torch.tensor([[40.0, 0.0, 0.0]], dtype=torch.float64)
     p = logits.softmax(1)
-    found = fisher._cotangents(p, fisher.terms(p))
+    found = terms.cotangents(p, terms.terms(p))
     assert found[0, 0, 0] == pytest.approx(float(2 * torch.tensor(-40.0).exp()), rel=1e-6)
 
 
@@ -273,7 +273,7 @@ def test_a_saturated_prediction_keeps_its_digits() -> None:
 )
 def test_what_is_no_distribution_is_refused(p: Tensor, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        fisher.terms(p)
+        terms.terms(p)
 
 
 def test_bad_arguments_are_refused() -> None:
