@@ -158,9 +158,7 @@ def consistency(
         at = x + 0.27 * (k - 1)
         left.bar(at, mean, 0.26, yerr=spread, color=ROLE[role], label=words, capsize=2)
     left.axhline(0.1, color="black", linestyle=":", label="chance of the tenth")
-    left.set_xticks(
-        x, [f"{name.replace('-', '-\n')}\n{layer}" for name, layer in agreements], fontsize=6
-    )
+    left.set_xticks(x, [_in_lines(*one) for one in agreements], fontsize=6)
     left.set(title="two halves of the networks", ylabel="agreement", ylim=(-0.1, 1))
     image = right.imshow(matrix, cmap="vlag", vmin=-1, vmax=1)
     ticks = range(len(names))
@@ -209,6 +207,9 @@ def _validity(
         words = "ceiling" if place == 0 else "_"
         axis.hlines(level, place - 0.4, place + 0.4, color="black", linestyle="--", label=words)
     axis.axhline(0, color=ROLE["random"], linewidth=0.8)
-    axis.set_xticks(
-        range(len(places)), [f"{a.replace('-', '-\n')}\n{b}" for a, b in places], fontsize=6
-    )
+    axis.set_xticks(range(len(places)), [_in_lines(*one) for one in places], fontsize=6)
+
+
+def _in_lines(concept: str, layer: str) -> str:
+    """A tick label of two or three short lines."""
+    return "\n".join([*concept.replace("-", "- ").split(), layer])
