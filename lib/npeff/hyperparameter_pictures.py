@@ -103,7 +103,7 @@ def splits(
 
 def counterpart_rows(pairs: Mapping[tuple[int, int], Counterparts]) -> list[dict[str, object]]:
     """Table rows: which components of the smaller run have a counterpart."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for (a, b), found in pairs.items():
         sizes = torch.bincount(found.parent, minlength=a)
         rows.append(
@@ -144,7 +144,7 @@ def settled(found: Mapping[str, Descent]) -> Figure:
     left.legend(loc="lower right")
     right.set_title("constant rate, stopped earlier")
     right.legend(loc="lower right")
-    left.set_title("means; band: 10% to 90% of components, constant rate")
+    left.set_title("means; band: 80% of components")
     return fig
 
 

@@ -77,8 +77,12 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
         | {"n_part": 800, "r_part": 16, "n_starts": 3, "descent_steps": 1500},
     },
     "35_baselines": {
-        "quick": GRAMMAR | {"n_clusters": 32, "n_runs": 20, "n_random": 30},
-        "full": SNLI | {"n_clusters": 32, "n_runs": 20, "n_random": 30},
+        "quick": GRAMMAR
+        | {"n_clusters": 32, "n_runs": 20, "n_random": 30}
+        | {"n_seeds": 3, "test_layer": "block1", "factor_layer": "block2.hidden"},
+        "full": SNLI
+        | {"n_clusters": 32, "n_runs": 20, "n_random": 30}
+        | {"n_seeds": 3, "test_layer": "block1", "factor_layer": "block2.hidden"},
     },
     "36_flawed_heuristics": {
         "quick": GRAMMAR | {"without": ("swap",), "r_more": 16},
