@@ -75,7 +75,8 @@ def slopes(
     try:
         with evaluating(model), torch.enable_grad():
             for part in x.split(chunk):
-                logits = model(part.detach().requires_grad_())
+                # word numbers have no gradient; there it starts at the weights
+                logits = model(part.detach().requires_grad_(part.is_floating_point()))
                 if not 0 <= target < logits.shape[1]:
                     raise ValueError(
                         f"the model has the outputs 0..{logits.shape[1] - 1}, got {target}"
