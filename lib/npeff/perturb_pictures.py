@@ -162,7 +162,8 @@ def accuracy_against_size(
         )
     least = float(x[x != 0].abs().min())
     axis.set_xscale("symlog", linthresh=least, linscale=0.5)
-    axis.set(xlabel="size of the perturbation, L2, both signs", ylabel="accuracy")
+    axis.set_xlim(min(1.2 * float(x.min()), -least / 3), max(1.2 * float(x.max()), least / 3))
+    axis.set(xlabel="size of the perturbation, L2, signed", ylabel="accuracy")
     figures.legend(fig, axis)
     return fig
 

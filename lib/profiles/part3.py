@@ -76,7 +76,8 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
         "full": SNLI | {"n_clusters": 32, "n_runs": 20, "n_random": 30},
     },
     "36_flawed_heuristics": {
-        "quick": GRAMMAR | {"without": ("swap",), "r_more": 16},
-        "full": SNLI | {"r_more": 16},
+        "quick": GRAMMAR
+        | {"n_fit": 3000, "n_held_out": 3200, "without": ("negation",)}
+        | {"r_more": 16, "n_candidates": 12},
     },
 }
