@@ -4,7 +4,7 @@ Each takes plain numbers and returns the figure without writing it; the notebook
 provenance and saves it.
 
 Public names: `ratio_histograms`, `predicted_against_measured`, `accuracy_against_size`,
-`repair_outcomes`, `tests_and_cosines`.
+`curves_by_size`, `repair_outcomes`, `tests_and_cosines`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ def ratio_histograms(found: Mapping[str, Ratios]) -> Figure:
 
     Source: document 3, figure 3; the random directions are this project's.
     """
-    fig, axes = figures.panels(1, len(found), height=2.5, sharey=True)
-    for axis, (name, (kl, norm, random)) in zip(axes, found.items(), strict=True):
+    rows = 1 + (len(found) - 1) // 3  # more than three side by side would be too narrow
+    columns = -(-len(found) // rows)
+    fig, axes = figures.panels(rows, columns, height=2.5 if rows == 1 else 2.1, sharey=True)
+    for spare in axes[len(found) :]:
+        spare.set_axis_off()
+    for axis, (name, (kl, norm, random)) in zip(axes[: len(found)], found.items(), strict=True):
         kinds = [_log2(kl), _log2(norm), _log2(random.flatten())]
         everything = torch.cat(kinds)
         low, high = float(everything.min()), float(everything.max())
@@ -72,8 +76,11 @@ def ratio_histograms(found: Mapping[str, Ratios]) -> Figure:
         left = len(kl) - len(kinds[0])
         words = f"{name}, {len(kl)} components" + (f", {left} undefined" if left else "")
         axis.set_title(words, pad=22)
-        axis.set_xlabel("log₂ of the mean on top examples\nover the mean on random ones")
-    axes[0].set_ylabel("components")
+    for k, axis in enumerate(axes[: len(found)]):
+        if k + columns >= len(found):
+            axis.set_xlabel("log₂ of the mean on top examples\nover the mean on random ones")
+        if k % columns == 0:
+            axis.set_ylabel("components")
     figures.legend(fig, axes[0])
     return fig
 
@@ -153,8 +160,45 @@ def accuracy_against_size(
             fontsize=6,
             rotation=90,
         )
-    axis.set(xlabel="size of the perturbation, L2", ylabel="accuracy")
+    least = float(x[x != 0].abs().min())
+    axis.set_xscale("symlog", linthresh=least, linscale=0.5)
+    axis.set_xlim(min(1.2 * float(x.min()), -least / 3), max(1.2 * float(x.max()), least / 3))
+    axis.set(xlabel="size of the perturbation, L2, signed", ylabel="accuracy")
     figures.legend(fig, axis)
+    return fig
+
+
+def curves_by_size(
+    sizes: Sequence[float], found: Mapping[str, tuple[str, Mapping[str, Tensor]]], chosen: float
+) -> Figure:
+    """What depends on the size of a step, a panel a quantity; bands are quartiles of components.
+
+    Args:
+        sizes: ``[s]``, above 0.
+        found: title -> label of the axis, and curve -> quartiles ``[s, 3]``. Ratios, whose label
+            says so by a slash or the word, are drawn on a logarithmic axis.
+        chosen: the size that the other figures use, marked.
+    """
+    fig, axes = figures.panels(1, len(found), height=2.3)
+    roles = ("main", "second")
+    for axis, (title, (label, curves)) in zip(axes, found.items(), strict=True):
+        for k, (words, quartiles) in enumerate(curves.items()):
+            low, middle, high = quartiles.unbind(1)
+            axis.fill_between(sizes, low, high, color=ROLE[roles[k]], alpha=0.18, linewidth=0)
+            axis.plot(
+                sizes,
+                middle,
+                color=ROLE[roles[k]],
+                marker=MARKERS[k],
+                linestyle=DASHES[k],
+                label=words,
+            )
+        axis.axvline(chosen, color="black", linestyle=":", linewidth=1)
+        if "/" in label or "ratio" in label:
+            axis.set_yscale("log")
+            axis.axhline(1, color="black", linewidth=0.6)
+        axis.set(xscale="log", title=title, xlabel="size of the step, L2", ylabel=label)
+    figures.legend(fig, axes[0])
     return fig
 
 

@@ -12,7 +12,10 @@ of its length: their best result is what choosing among so many gives by chance.
 
 `accuracy_gains` is the paper's own way, with random directions beside it.
 
-Public names: `repair`, `Repair`, `Change`, `Split`, `split`, `accuracy_gains`, `Gains`.
+`lib.npeff.repair_within` bounds what a repair may cost instead of weighing it.
+
+Public names: `repair`, `Repair`, `Change`, `Split`, `split`, `accuracy_gains`, `Gains`,
+`Workbench`.
 
 Source: document 3, section 3.5, which leaves the use of loss gradients to future work: all of
 this but the candidates is this project's. Specification 7.
@@ -190,8 +193,8 @@ def accuracy_gains(
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """A model with its selection and test examples."""
+class Workbench:
+    """A model with its selection and test examples, and what a change does to them."""
 
     model: nn.Module
     data: Data
@@ -206,7 +209,7 @@ class _Bench:
 
     def loss(self, values: Tensor) -> float:
         """Balanced mean loss on the selection set after a change of the kept parameters."""
-        log_p = self._log_p(values, self.selection)
+        log_p = self._log_p(self.change(values), self.selection)
         y = self.data[1][self.selection.rows.to(self.data[1].device)].cpu()
         losses = -log_p.gather(1, y[:, None])[:, 0]
         return float(losses @ self.selection.weights(self.balance))
@@ -227,14 +230,18 @@ class _Bench:
 
     def accuracy(self, values: Tensor) -> Tensor:
         """Test accuracy on counter-examples and elsewhere, `[2]`."""
-        log_p = self._log_p(values, self.test)
-        y = self.data[1][self.test.rows.to(self.data[1].device)].cpu()
+        return self.accuracy_after(self.change(values), self.test)
+
+    def accuracy_after(self, change: Tensor, examples: Split) -> Tensor:
+        """Accuracy on counter-examples and elsewhere after a change of all parameters, `[2]`."""
+        log_p = self._log_p(change, examples)
+        y = self.data[1][examples.rows.to(self.data[1].device)].cpu()
         right = (log_p.argmax(1) == y).double()
-        n = len(self.test.counter)
+        n = len(examples.counter)
         return torch.stack([right[:n].mean(), right[n:].mean()])
 
-    def _log_p(self, values: Tensor, examples: Split) -> Tensor:
-        with perturbed(self.model, self.change(values), self.directions.parameters):
+    def _log_p(self, change: Tensor, examples: Split) -> Tensor:
+        with perturbed(self.model, change, self.directions.parameters):
             return log_probabilities(self.model, self.data[0], examples.rows, self.chunk)
 
     def line_search(
@@ -278,7 +285,7 @@ def repair(
             positive and ascending; a candidate that is no direction.
     """
     _check(len(data[0]), len(directions), candidates, selection, test, sizes, balance)
-    bench = _Bench(model, data, directions, selection, test, balance, chunk)
+    bench = Workbench(model, data, directions, selection, test, balance, chunk)
     nothing = torch.zeros_like(directions.unit[0])
     zero, gradient = bench.loss_and_gradient(nothing)
     gradient = gradient.to(nothing)
@@ -314,7 +321,7 @@ def repair(
 
 
 def _fine_tuned(
-    bench: _Bench, loss: float, gradient: Tensor, *, n_steps: int, longest: float
+    bench: Workbench, loss: float, gradient: Tensor, *, n_steps: int, longest: float
 ) -> Change:
     """Gradient descent on the selection set in the kept parameters, as long as the loss falls.
 

@@ -94,7 +94,8 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
         | {"n_seeds": 3, "test_layer": "block1", "factor_layer": "block2.hidden"},
     },
     "36_flawed_heuristics": {
-        "quick": GRAMMAR | {"without": ("swap",), "r_more": 16},
-        "full": SNLI | {"r_more": 16},
+        "quick": GRAMMAR
+        | {"n_fit": 3000, "n_held_out": 3200, "without": ("negation",)}
+        | {"r_more": 16, "n_candidates": 12},
     },
 }
