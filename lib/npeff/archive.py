@@ -23,6 +23,7 @@ from lib.files import write_whole
 from lib.gradients.flat import select
 from lib.npeff.fisher import per_example_fishers
 from lib.npeff.store import LOW_RANK, Fishers, Parameters, check_together, concatenate
+from lib.training import predict
 
 Progress = Callable[[Sequence[int]], Iterator[int]]
 ARRAYS = ("values", "columns", "offsets", "example", "norms", "logits", "kept")
@@ -52,9 +53,11 @@ def fetch_parts(
     starts: Sequence[int] = range(0, len(x), part)
     for start in progress(starts) if progress else starts:
         batch = x[start : start + part]
+        # equal weights may still compute something else (numbers of heads, constants)
+        logits = predict(model, batch)
         config = {
             "model": state,
-            "data": cache.state_hash({"x": batch}),
+            "data": cache.state_hash({"x": batch, "logits": logits}),
             "kind": kind,
             "k": k,
             "block": [name for name, _ in shapes],
@@ -68,7 +71,7 @@ def fetch_parts(
             )
             return {name: getattr(made, name).cpu() for name in ARRAYS if name != "kept"}
 
-        entry = cache.fetch("fishers", config, build, code=[per_example_fishers, type(model)])
+        entry = cache.fetch("fishers", config, build, code=[per_example_fishers])
         yield _assembled(kind, {**entry, "kept": kept}, shapes, k)
 
 
@@ -109,12 +112,13 @@ def write(folder: Path, parts: Iterator[Fishers]) -> None:
         raise ValueError(f"{folder.name} holds PEFs already; name another folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     first: Fishers | None = None
-    n_examples = n_entries = 0
+    n_examples = n_entries = most = 0
     counts = dict.fromkeys(ARRAYS, 0)
     files = {name: (folder / f"{name}.bin").open("wb") for name in ARRAYS}
     try:
         for part in parts:
             first = first or part
+            most = max(most, part.k)
             check_together([first, part])  # refuses what does not belong together
             arrays = {name: getattr(part, name) for name in ARRAYS}
             arrays["example"] = part.example + n_examples
@@ -135,7 +139,7 @@ def write(folder: Path, parts: Iterator[Fishers]) -> None:
     manifest = {
         "kind": first.kind,
         "parameters": first.parameters,
-        "k": first.k,
+        "k": most,
         "normalised": first.normalised,
         "n_classes": first.logits.shape[1],
         "arrays": {

@@ -16,6 +16,7 @@ rules, the controls and the nulls are ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -139,15 +140,17 @@ class Finding:
         return ((precision >= LEAST_PRECISION) & (excess > null)).any(0)
 
 
-def find_rules(groups: Grouping, rule: Tensor, predicted: Tensor, *, seed: int) -> Finding:
+def find_rules(
+    groups: Grouping, rule: Tensor, predicted: Tensor, *, seed: int, size: int
+) -> Finding:
     """Judge a grouping against the known rule (or class) of each held-out example.
 
     Args:
         rule, predicted: int64 `[n']`.
+        size: top examples of a group; the same for all that are compared.
     """
-    scores = groups.scores
-    match = concept_search.match_rules(scores, rule, seed=seed, n_top=n_top(*scores.shape))
-    return Finding(match, tuning(scores, rule, predicted, seed=seed))
+    match = concept_search.match_rules(groups.scores, rule, seed=seed, n_top=size)
+    return Finding(match, tuning(groups.scores, rule, predicted, seed=seed, size=size))
 
 
 def method_rows(found: Mapping[str, Sequence[Finding]]) -> list[dict[str, object]]:
@@ -250,19 +253,21 @@ class Tested:
         """Groups of a method whose rank among random sets passes, bool `[r]`."""
         return self.tests.p_rank()[self.rows[name]] < self.tests.level
 
-    def random_ranks(self) -> Tensor:
-        """Random sets whose rank among the other ones passes, bool `[N]`."""
-        s = self.tests.strength_random
-        return (s[:, None] <= s).double().mean(1) < self.tests.level  # itself is counted
-
     def summary(self) -> dict[str, tuple[float, float, int]]:
-        """Groups -> share that passes Welch's test, share that passes by rank, how many."""
-        pairs = {name: (self.passes(name), self.ranks(name)) for name in self.rows}
-        pairs["random sets"] = (self.tests.random_passes(), self.random_ranks())
-        return {
-            name: (float(a.double().mean()), float(b.double().mean()), len(a))
-            for name, (a, b) in pairs.items()
+        """Groups -> share that passes Welch's test, share that passes by rank, how many.
+
+        A random set has no rank of its own: the ranks are among all random sets.
+        """
+        found = {
+            name: (_share(self.passes(name)), _share(self.ranks(name)), len(self.ranks(name)))
+            for name in self.rows
         }
+        random = self.tests.random_passes()
+        return found | {"random sets": (_share(random), math.nan, len(random))}
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.double().mean())
 
 
 def concept_tests(

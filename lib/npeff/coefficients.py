@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lib import cache
 from lib.npeff import alternating, nonnegative, store
 from lib.npeff.alternating import Checkpoint, Progress, Stage
 from lib.npeff.decomposition import Decomposition, Option
@@ -125,7 +126,8 @@ def expand(
     }
     key = None
     if checkpoint is not None:
-        whole = alternating.key_of(fishers, r, seed, {**options, "blocks": parts})
+        fixed = cache.state_hash({"frozen": frozen, "coefficients": before})
+        whole = alternating.key_of(fishers, r, seed, {**options, "blocks": parts, "frozen": fixed})
         key = Checkpoint(checkpoint, whole)
     if n_new:
         stages = [Stage(component_steps, 0), Stage(new_steps, n_new), Stage(steps, r)]
@@ -146,6 +148,13 @@ def _products(decomposition: Decomposition, fishers: Fishers, chunk: int) -> tup
         raise ValueError(
             f"want {decomposition.kind} PEFs of the model and block of the decomposition, got "
             f"{fishers.kind} ones of {len(fishers.parameters)} parameter tensors"
+        )
+    raw = bool(decomposition.options.get("raw", False))
+    if fishers.normalised == raw:
+        words = ("raw", "normalised") if raw else ("normalised", "raw")
+        raise ValueError(
+            f"want {words[0]} PEFs, as the components were made of, got {words[1]} ones; their "
+            "coefficients would be on another scale"
         )
     if not bool(fishers.values.isfinite().all()):
         raise ValueError("the PEFs hold values that are not finite; drop these examples")

@@ -1,7 +1,7 @@
 """What notebook 31 measures: sparsity, planted components, tunings, outliers, other starts, places.
 
 Public names: `kept_share`, `KeptShare`, `planted`, `recovery`, `Recovery`, `rule_match`,
-`label_of_rule`, `most_tuned`, `sentences`, `n_effective`, `top_fit`, `pairs`, `nearest`,
+`label_of_rule`, `most_tuned`, `sentences`, `n_effective`, `use_of_examples`, `pairs`, `nearest`,
 `permuted_nearest`, `mass_by_module`; for the claims `mean_share`, `share_of`, `same_concept`,
 `median_ratio`, `rules_found`, `over_pairs`, `judged`.
 
@@ -201,10 +201,9 @@ def sentences(found: Components, picks: Sequence[int], n: int) -> list[dict[str,
     return rows
 
 
-def top_fit(found: Components) -> Tensor:
-    """Top examples among the fitted ones, int64 `[r, T]`."""
-    w = found.decomposition.coefficients
-    return concept_search.top_examples(w, n_top(*w.shape))
+def use_of_examples(w: Tensor) -> tuple[Tensor, Tensor]:
+    """How many examples carry each component, float64 `[r]`, and its top ones, int64 `[r, T]`."""
+    return n_effective(w), concept_search.top_examples(w, n_top(*w.shape))
 
 
 def pairs(seeds: Sequence[int]) -> list[tuple[int, int]]:
@@ -239,7 +238,8 @@ def share_of(mask: Tensor) -> tuple[float, float]:
 
 def same_concept(found: Components, tuning: Tuning) -> tuple[float, float]:
     """Share of components with the same most frequent concept on fitted and held-out examples."""
-    top = found.bed.fit.concept[top_fit(found)]
+    _, top = use_of_examples(found.decomposition.coefficients)
+    top = found.bed.fit.concept[top]
     return share_of(top.mode(1).values == tuning.concept)
 
 

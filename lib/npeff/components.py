@@ -125,7 +125,13 @@ class Tuning:
 
 
 def tuning(
-    coefficients: Tensor, concept: Tensor, predicted: Tensor, *, seed: int, n_draws: int = 1000
+    coefficients: Tensor,
+    concept: Tensor,
+    predicted: Tensor,
+    *,
+    seed: int,
+    n_draws: int = 1000,
+    size: int | None = None,
 ) -> Tuning:
     """Concepts and predictions that top examples share, beside random sets.
 
@@ -134,6 +140,7 @@ def tuning(
         concept: the rule or class of each example, int64 `[n]`.
         predicted: the network's class, int64 `[n]`.
         n_draws: of r random sets each.
+        size: top examples of each component; None is `n_top`.
 
     Raises:
         ValueError: shapes that disagree.
@@ -143,7 +150,7 @@ def tuning(
         raise ValueError(
             f"want concept and predicted [{n}], got {concept.shape}, {predicted.shape}"
         )
-    size = n_top(n, r)
+    size = size or n_top(n, r)
     top = concept_search.top_examples(coefficients, size)
     generator = torch.Generator().manual_seed(seed)
     (names, share), (_, prediction) = (_most_frequent(v[top]) for v in (concept, predicted))

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lib import cache
 from lib.npeff import alternating, nonnegative, store
 from lib.npeff.alternating import REFRESH, Checkpoint, Progress, Run
 from lib.npeff.decomposition import Decomposition, Option
@@ -144,8 +145,9 @@ def decompose_diagonal(
     energy = store.energy(fishers)
     options: dict[str, Option] = {
         "step": step,
+        "raw": not fishers.normalised,
         "steps": steps,
-        "start": "given" if start else "random",
+        "start": cache.state_hash(dict(zip("wh", start, strict=True))) if start else "random",
         "log_every": log_every,
         "snapshot_every": snapshot_every,
     }
@@ -235,6 +237,6 @@ def _given(start: tuple[Tensor, Tensor], fishers: Fishers, r: int) -> tuple[Tens
     want = ((len(fishers), r), (r, fishers.n_columns))
     if (tuple(w.shape), tuple(h.shape)) != want:
         raise ValueError(f"want a start {want}, got {tuple(w.shape)} and {tuple(h.shape)}")
-    if not bool((w >= 0).all()) or not bool((h >= 0).all()):
-        raise ValueError("want a start that is nowhere negative or not a number")
+    if not all(bool(((t >= 0) & t.isfinite()).all()) for t in start):
+        raise ValueError("want a start that is finite and nowhere negative")
     return w, h

@@ -97,9 +97,12 @@ def decompose(
     if component_steps < 0 or steps < 0 or restarts < 1 or log_every < 1:
         raise ValueError("want steps of 0 or more, and at least 1 restart and 1 for log_every")
     rate = RATES[step] if rate is None else rate
+    if not (step == "exact" or 0 < rate < math.inf) or not 0 <= pull < math.inf:
+        raise ValueError(f"want rate > 0 and pull >= 0, both finite, got {rate} and {pull}")
     group, m = group or Alone(), fishers.n_columns
     options: dict[str, Option] = {
         "step": step,
+        "raw": not fishers.normalised,
         "component_steps": component_steps,
         "steps": steps,
         "rate": None if step == "exact" else rate,

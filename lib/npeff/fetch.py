@@ -91,5 +91,5 @@ def fetch_decomposition(
         k=fishers.k,
         energy=store.energy(fishers),
         seed=seed,
-        options={"steps": steps, "restarts": restarts},
+        options={"steps": steps, "restarts": restarts, "raw": raw},
     )

@@ -37,6 +37,7 @@ def solve(q: Tensor, b: Tensor, *, tol: float = 1e-11) -> Tensor:
 
     Raises:
         ValueError: shapes disagree, or values are not finite.
+        FloatingPointError: no end was found.
     """
     _check(q, b)
     q, b = q.double(), b.double()
@@ -72,6 +73,11 @@ def solve(q: Tensor, b: Tensor, *, tol: float = 1e-11) -> Tensor:
         index = wrong.shape[1] - 1 - wrong.flip(1).to(torch.uint8).argmax(1, keepdim=True)
         last.scatter_(1, index, True)
         passive[open_rows] = p ^ torch.where((left >= 0)[:, None], wrong, last)
+    else:
+        raise FloatingPointError(
+            f"{len(open_rows)} rows did not settle in {MAX_EXCHANGES:,} exchanges; components are "
+            "too much alike, take fewer"
+        )
     return w * scale
 
 

@@ -9,6 +9,7 @@ Public names: `ratio_histograms`, `predicted_against_measured`, `accuracy_agains
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -246,7 +247,8 @@ def tests_and_cosines(
     """Clusters and components: which of them a concept test passes, and how alike they are.
 
     Args:
-        tests: groups -> share that passes Welch's test, share that passes as one draw, groups.
+        tests: groups -> share that passes Welch's test, share that passes as one draw (NaN where
+            there is none), groups.
         cosines: direction, "k-means to components" say -> mean largest cosine, and that of a
             permutation of examples.
     """
@@ -261,7 +263,8 @@ def tests_and_cosines(
             places, shares, 0.36, color=ROLE[role], hatch=hatch, edgecolor="white", label=words
         )
         for place, share in zip(places, shares, strict=True):
-            left.text(share + 0.02, place, f"{share:.0%}", va="center", fontsize=6)
+            if not math.isnan(share):
+                left.text(share + 0.02, place, f"{share:.0%}", va="center", fontsize=6)
     _rows(left, [f"{name}, n = {row[2]}" for name, row in tests.items()])
     left.set(xlim=(0, 1.15), xlabel="share significant for any class", xticks=(0, 0.5, 1))
     for i, (value, null) in enumerate(cosines.values()):

@@ -8,7 +8,8 @@ counter-examples of the heuristic are mended, and how much is damaged elsewhere.
 Three controls see the same selection examples. One gradient step, line-searched alike: the same
 gradient evaluations, without a component. Fine-tuning with as many evaluations of the gradient as
 the whole search has of the loss, in the control's favour. Random directions, one a candidate and
-of its length: their best result is what choosing among so many gives by chance.
+of its length (downhill, but with no choice of size): their best result is what choosing among so
+many gives by chance.
 
 `accuracy_gains` is the paper's own way, with random directions beside it.
 

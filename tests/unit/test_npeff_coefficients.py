@@ -12,6 +12,7 @@ from torch import Tensor
 from lib.npeff import nonnegative, store
 from lib.npeff.coefficients import expand, fit_coefficients, fit_multiplicative
 from lib.npeff.decomposition import Decomposition
+from lib.npeff.diagonal import decompose_diagonal
 from lib.npeff.factorise import decompose
 
 
@@ -110,3 +111,26 @@ def test_expansion_leaves_frozen_components_alone_and_lowers_the_loss():
     assert (found.losses.diff() <= 1e-9 * found.losses[0]).all()
     cosines = torch.nn.functional.normalize(found.components[:2]) @ g[4:].T
     assert cosines.abs().amax(0).min() > 0.999
+
+
+def test_a_checkpoint_of_other_frozen_components_is_refused(tmp_path):
+    g = components(r=6)
+    fishers, _ = mixtures(60, g, 1)
+    first = frozen(g[:4], mixtures(60, g[:4], 2)[0])
+    second = replace(first, components=g[[5, 4, 3, 2]].clone())
+    path = tmp_path / "expansion"
+    expand(first, fishers, 2, seed=0, steps=60, checkpoint=path)
+    with pytest.raises(ValueError, match="checkpoint"):
+        expand(second, fishers, 2, seed=0, steps=60, checkpoint=path)
+
+
+@pytest.mark.parametrize("kind", [store.LOW_RANK, store.DIAGONAL])
+def test_raw_fishers_are_refused_where_components_are_of_normalised_ones(kind: str):
+    rows = torch.rand(20, 2, 15, dtype=torch.float64) if kind == store.LOW_RANK else None
+    raw = store.from_dense(torch.rand(20, 15).double() if rows is None else rows, kind=kind)
+    method = decompose if kind == store.LOW_RANK else decompose_diagonal
+    made = method(store.normalise(raw), 3, seed=0, steps=5)
+    with pytest.raises(ValueError, match="want normalised PEFs"):
+        fit_coefficients(made, raw)
+    with pytest.raises(ValueError, match="want raw PEFs"):
+        fit_coefficients(method(raw, 3, seed=0, steps=5, raw=True), store.normalise(raw))

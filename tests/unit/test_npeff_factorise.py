@@ -317,3 +317,12 @@ def test_the_pull_makes_components_more_orthogonal():
         return float((g @ g.T - 0.5 * torch.eye(4, dtype=g.dtype)).square().sum())
 
     assert gap(10.0) < 0.5 * gap(0.0)
+
+
+@pytest.mark.parametrize(
+    ("option", "match"), [({"rate": -1e-3}, "rate > 0"), ({"rate": 0.0}, "rate > 0")]
+)
+def test_a_rate_that_does_not_descend_is_refused(option, match):
+    fishers = store.normalise(store.from_dense(torch.rand(9, 2, 8, dtype=torch.float64)))
+    with pytest.raises(ValueError, match=match):
+        decompose(fishers, 2, seed=0, step="gd", **option)

@@ -343,3 +343,18 @@ def test_cached_parts_are_the_whole_and_resume(tmp_path, monkeypatch) -> None:
     again = archive.fetch_fishers(model, x, k=9, part=3)  # makes nothing
     assert log.read_text() == before
     assert torch.equal(again.values, found.values)
+
+
+def test_equal_weights_with_another_forward_pass_are_cached_apart(tmp_path, monkeypatch) -> None:
+    """Two and four heads share every weight's shape."""
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path))
+    spec = {"n_words": 9, "length": 6, "width": 8, "n_blocks": 1}
+    two, four = (
+        models.build("transformer", torch.Generator().manual_seed(0), n_heads=h, **spec)
+        for h in (2, 4)
+    )
+    four.load_state_dict(two.state_dict())
+    x = torch.randint(3, 9, (5, 6), generator=torch.Generator().manual_seed(1))
+    a, b = (archive.fetch_fishers(model, x, k=50) for model in (two, four))
+    torch.testing.assert_close(b.logits, four(x).detach())
+    assert not torch.equal(a.values, b.values)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from lib.data.base import Provenance
-from lib.npeff import fisher, flaw_pictures, flaw_studies, repair_within, store
+from lib.npeff import fisher, flaw_pictures, flaw_studies, repair_within, store, testbeds
 from lib.npeff.components import Components
 from lib.npeff.decomposition import Decomposition, unit
 from lib.npeff.divergence import CHUNK
 from lib.npeff.factorise import decompose
 from lib.npeff.perturb import directions
 from lib.npeff.repair import Gains, Split, Workbench
-from lib.npeff.testbeds import Examples, Testbed
+from lib.npeff.testbeds import Examples
 from lib.training import Recipe
 
 N = 240
@@ -29,7 +29,7 @@ def inputs(seed: int) -> tuple[Tensor, Tensor]:
     return x, x[:, 2].bool().long()
 
 
-def flawed() -> Testbed:
+def flawed() -> testbeds.Testbed:
     """The label is the sign of the first feature; counter-examples are pushed to class 1."""
     model = nn.Sequential(nn.Linear(3, 2, bias=False))
     model[0].weight.data = torch.tensor([[-1.0, 0, 0], [1.0, 0, 1.2]])
@@ -39,10 +39,12 @@ def flawed() -> Testbed:
         x, concept = inputs(seed)
         made.append(Examples(x, (x[:, 0] > 0).long(), concept))
     nothing = Provenance("planted", "drawn", "none", "0" * 64, N, "")
-    return Testbed("planted", model, *made, names, ("plain", "flawed"), "0", nothing, 1.0, {"m": 0})
+    return testbeds.Testbed(
+        "planted", model, *made, names, ("plain", "flawed"), "0", nothing, 1.0, {"m": 0}
+    )
 
 
-def fishers_of(bed: Testbed, part: str, **options: object) -> store.Fishers:
+def fishers_of(bed: testbeds.Testbed, part: str, **options: object) -> store.Fishers:
     """Without the cache, which wants the source of a model's class."""
     return fisher.per_example_fishers(bed.model, getattr(bed, part).x, k=6)
 
@@ -102,7 +104,7 @@ def test_more_components_than_errors_are_refused(monkeypatch):
     monkeypatch.setattr(flaw_studies, "fishers_of", fishers_of)
     bed = flawed()
     none = Examples(bed.fit.x, bed.model(bed.fit.x).argmax(1), bed.fit.concept)
-    right = Testbed(
+    right = testbeds.Testbed(
         "right", bed.model, none, none, bed.classes, bed.concepts, "0", bed.provenance, 1.0, {}
     )
     w = torch.zeros(N, 3)

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 from lib.data.base import Provenance
-from lib.npeff import fisher, perturb_sizes, perturb_studies, store
+from lib.npeff import fisher, perturb_sizes, perturb_studies, store, testbeds
 from lib.npeff.coefficients import fit_coefficients
 from lib.npeff.components import Components
 from lib.npeff.decomposition import unit
 from lib.npeff.diagonal import decompose_diagonal
 from lib.npeff.factorise import decompose
-from lib.npeff.testbeds import Examples, Testbed
+from lib.npeff.testbeds import Examples
 
 N, GROUPS, WIDTH = 120, 3, 4
 
 
-def bed() -> Testbed:
+def bed() -> testbeds.Testbed:
     """A linear classifier whose inputs fall in groups that use parameters of their own."""
     generator = torch.Generator().manual_seed(0)
     group = torch.arange(N) % GROUPS
@@ -32,7 +32,9 @@ def bed() -> Testbed:
     half = Examples(x, y, group)
     nothing = Provenance("groups", "drawn", "none", "0" * 64, N, "")
     names = ("a", "b")
-    return Testbed("groups", model, half, half, names, ("0", "1", "2"), "1", nothing, 1.0, {"m": 0})
+    return testbeds.Testbed(
+        "groups", model, half, half, names, ("0", "1", "2"), "1", nothing, 1.0, {"m": 0}
+    )
 
 
 def found(kind: str) -> tuple[Components, store.Fishers]:
