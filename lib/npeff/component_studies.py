@@ -17,6 +17,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from lib import cache
 from lib.claims import Measured
 from lib.npeff import concept_search, matching, store
 from lib.npeff.components import Components, Tuning, n_top
@@ -104,27 +105,35 @@ def recovery(
     steps: int = 1500,
     progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
 ) -> Recovery:
-    """Factorise planted PEFs from several starts.
+    """Factorise planted PEFs from several starts, each of them cached.
 
     Args:
         truth: `[r, m]`, unit vectors on all m parameters.
         step: as for `decompose`.
     """
-    cosines, losses = [], []
     at = truth[:, fishers.kept]
+    data = cache.state_hash({"values": fishers.values, "columns": fishers.columns, "truth": at})
+    cosines, losses = [], []
     for seed in progress(seeds) if progress else seeds:
-        made = decompose(
-            fishers,
-            len(truth),
-            seed=seed,
-            step=step,
-            component_steps=component_steps,
-            steps=steps,
-        )
-        g = made.components / made.components.norm(dim=1, keepdim=True)
-        cosines.append((at @ g.T.to(at)).abs().amax(1).sort().values)
-        losses.append(1 - explained(made))
-    return Recovery(torch.stack(cosines), torch.tensor(losses, dtype=torch.float64))
+        config = {"data": data, "step": step, "seed": seed, "steps": [component_steps, steps]}
+
+        def build(seed: int = seed) -> dict[str, Tensor]:
+            made = decompose(
+                fishers,
+                len(truth),
+                seed=seed,
+                step=step,
+                component_steps=component_steps,
+                steps=steps,
+            )
+            g = made.components / made.components.norm(dim=1, keepdim=True)
+            best = (at @ g.T.to(at)).abs().amax(1).sort().values
+            return {"cosine": best, "loss": torch.tensor(1 - explained(made)).double()}
+
+        found = cache.fetch("npeff-planted", config, build, code=[decompose])
+        cosines.append(found["cosine"])
+        losses.append(found["loss"])
+    return Recovery(torch.stack(cosines), torch.stack(losses))
 
 
 def n_effective(coefficients: Tensor) -> Tensor:

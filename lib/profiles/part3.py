@@ -65,7 +65,7 @@ PROGRAM: dict[str, object] = {
 
 SIZES: dict[str, dict[str, dict[str, object]]] = {
     "31_components": {
-        "quick": GRAMMAR | DIGITS | {"recovery_starts": 5},
+        "quick": GRAMMAR | DIGITS | {"recovery_starts": 3},
         "full": SNLI | CIFAR | {"recovery_starts": 5},
     },
     "32_perturbations": {
