@@ -47,14 +47,19 @@ def kept_share(fishers: Fishers, ks: Sequence[int]) -> KeptShare:
     Args:
         fishers: raw PEFs made with the largest of `ks`.
     """
-    rows, mean, positions = [], [], []
-    for k in ks:
-        part = store.normalise(store.prune(store.truncate(fishers, k)))
+    rows: list[Tensor] = []
+    mean: list[Tensor] = []
+    positions: list[int] = []
+    for k in sorted(ks, reverse=True):  # each from the one before: half the sorting
+        fishers = store.truncate(fishers, k)
+        part = store.normalise(store.prune(fishers))
         q = store.sparse_norms(part)
-        rows.append(q.quantile(torch.tensor(LEVELS, dtype=q.dtype)))
-        mean.append(q.mean())
-        positions.append(part.n_columns)
-    return KeptShare(tuple(ks), torch.stack(rows), torch.stack(mean), torch.tensor(positions))
+        rows.insert(0, q.quantile(torch.tensor(LEVELS, dtype=q.dtype)))
+        mean.insert(0, q.mean())
+        positions.insert(0, part.n_columns)
+    return KeptShare(
+        tuple(sorted(ks)), torch.stack(rows), torch.stack(mean), torch.tensor(positions)
+    )
 
 
 def planted(
@@ -215,7 +220,7 @@ def use_of_examples(w: Tensor) -> tuple[Tensor, Tensor]:
     return n_effective(w), concept_search.top_examples(w, n_top(*w.shape))
 
 
-def pairs(seeds: Sequence[int]) -> list[tuple[int, int]]:
+def pairs(seeds: Iterable[int]) -> list[tuple[int, int]]:
     """All pairs of seeds."""
     return list(combinations(seeds, 2))
 
