@@ -22,7 +22,6 @@ from lib.engine.run import failure, log_everything
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-REFERENCE = ROOT / "tests" / "reference" / "claims.json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 RUN_FACTS = ("execution", "papermill", "ExecuteTime")
 
@@ -83,9 +82,10 @@ def main() -> int:
                 print(error, file=sys.stderr)
                 status = 1
         rows = claims.results("quick")
-        kept = {k: {"verdict": v["verdict"], "value": v["value"]} for k, v in sorted(rows.items())}
-        files.write_if_changed(REFERENCE, json.dumps(kept, indent=1) + "\n")
-        tell(f"reference: {len(kept)} claims in {REFERENCE.relative_to(ROOT)}")
+        fields = ("verdict", "value", "spread")
+        kept = {k: {field: v[field] for field in fields} for k, v in sorted(rows.items())}
+        files.write_if_changed(claims.REFERENCE, json.dumps(kept, indent=1) + "\n")
+        tell(f"reference: {len(kept)} claims in {claims.REFERENCE.relative_to(ROOT)}")
     except (Problem, ValueError, OSError) as error:
         tell(f"refresh: {error}")
         return 1

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from lib import claims
 from lib.config import ROOT
@@ -40,6 +44,44 @@ def test_a_claim_that_the_reference_lacks_is_named() -> None:
 
 def test_a_moved_value_with_the_same_verdict_is_no_change() -> None:
     assert claims.changed(ROWS, {"P1-01": {"verdict": "holds", "value": 0.51}}) == []
+
+
+NEAR = {"P1-03": {"verdict": "holds", "value": 0.22, "spread": 0.02, "low": 0.2, "high": None}}
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (0.19, False),  # turned, within three spreads of the edge
+        (0.13, True),  # turned, and far past it
+        (0.5, False),  # far from the edge, on the same side
+    ],
+)
+def test_a_verdict_near_its_edge_may_turn_but_not_move_far_past_it(value: float, named: bool):
+    word = "holds" if value >= 0.2 else "DIFFERS"
+    now = {"P1-03": NEAR["P1-03"] | {"verdict": word, "value": value}}
+    assert bool(claims.changed(NEAR, now)) is named
+
+
+def test_a_verdict_far_from_its_edge_may_not_turn_at_all():
+    far = {"P1-03": NEAR["P1-03"] | {"value": 0.25}}
+    now = {"P1-03": NEAR["P1-03"] | {"verdict": "DIFFERS", "value": 0.19}}
+    assert len(claims.changed(far, now)) == 1
+
+
+def test_the_checked_line_says_near_and_its_word_alone_is_not_compared():
+    lines = [
+        str(claims.Verdict("P1-03", word, 0.2, 0.02, 0.2, 1.0, "two agree", near))
+        for near in (True, False)
+        for word in ("holds", "DIFFERS")
+    ]
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "tests" / "nbval.cfg")
+    (rule,) = (settings[name] for name in settings.sections())
+    clean = [re.sub(rule["regex"], rule["replace"], line) for line in lines]
+    assert clean[0] == clean[1]
+    assert clean[2:] == lines[2:]
+    assert len(set(clean)) == 3
 
 
 def _session(tmp_path: Path, verdict: str) -> subprocess.CompletedProcess[str]:
