@@ -114,7 +114,7 @@ def test_refresh_stores_outputs_and_drops_what_differs_between_runs(toy):
     assert last["execution_count"] == 3
     assert last["metadata"] == {"tags": []}
     reference = json.loads((toy.root / "tests/reference/claims.json").read_text())
-    assert reference == {"P1-01": {"verdict": "holds", "value": 0.5}}
+    assert reference == {"P1-01": {"verdict": "holds", "value": 0.5, "spread": None}}
 
     stamp = path.stat().st_mtime_ns
     assert toy.make("refresh", "ONLY=12")[0] == 0
