@@ -13,14 +13,14 @@ Public names: `attribute_eigenpairs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lib import features, gradients
 from lib.attribution.concepts import L2, VERSIONS, ConceptAttribution, ConceptData, ridge_probe
-from lib.attribution.eigenpairs import EigenPairs, Outer
+from lib.attribution.eigenpairs import EigenPairs, Outer, Target
 from lib.attribution.prefixes import depends
 from lib.attribution.trak import Data, Loss, logistic, slopes_at
 from lib.gradients.flat import batches, check_finite
@@ -59,7 +59,8 @@ def attribute_eigenpairs(
 
     Returns:
         The attribution, as of `concepts.attribute`. Beyond it the memory is that of the inputs and
-        output gradients of all modules, and of k numbers an example.
+        output gradients of all modules, of one number for every module, image and example, and of
+        k numbers an example.
 
     Raises:
         ValueError: no checkpoint, layer or pair; a ridge that is not positive; data that are
@@ -71,7 +72,8 @@ def attribute_eigenpairs(
     data.check()
     _check(k, ridge, layers, versions)
     owners: dict[str, list[str]] | None = None
-    total: dict[str, Tensor] = {}  # [V, n, T] by layer
+    pairs: EigenPairs | None = None
+    total: dict[str, Tensor] = {}  # [V, T, n] by layer
     by_model, weights = [], []
     for model in progress(models) if progress else models:
         if owners is None:
@@ -80,20 +82,20 @@ def attribute_eigenpairs(
         names = list(dict.fromkeys(name for found in owners.values() for name in found))
         modules = {name: model.get_submodule(name) for name in names}
         value, rows = _training(model, train, modules, output, chunk)
-        pairs = EigenPairs(rows)
-        targets = _targets(model, data, layers, modules, versions, l2, chunk)
+        read, targets = _targets(model, data, layers, modules, versions, l2, chunk)
+        pairs = EigenPairs(rows, read, pairs)
         means = []
         for layer in layers:
             wanted = [targets[version, layer] for version in versions]
             if layer not in total:
-                shape = len(versions), len(train[0]), len(data.x)
+                shape = len(versions), len(data.x), len(train[0])
                 total[layer] = next(model.parameters()).new_zeros(shape)
             means.append(pairs.add_scores(total[layer], owners[layer], wanted, k=k, ridge=ridge))
         by_model.append(torch.stack(means, 1))
         weights.append(slopes_at(value, loss)[0])
     if not weights:
         raise ValueError("want at least one checkpoint, got none; train some")
-    unweighted = torch.stack([total[layer] for layer in layers], 1).div_(len(weights))
+    unweighted = torch.stack([total[layer].mT for layer in layers], 1).div_(len(weights))
     q = torch.stack(weights).to(unweighted.dtype)
     kept = tuple(layers), tuple(versions)
     return ConceptAttribution(*kept, unweighted, torch.stack(by_model), q)
@@ -162,18 +164,20 @@ def _training(
     chunk: int,
 ) -> tuple[Tensor, dict[str, Outer]]:
     """Outputs `[n]` and gradients of the network's own task."""
-    values, parts = [], []
+    values, read, slopes = [], [], []
     for rows in batches(train, chunk):
         recorded = record(model, rows[0], dict(modules))
         with torch.enable_grad():
             value = output(recorded.out, *rows[1:])
-        parts.append(_outers(recorded.calls(value, torch.ones_like(value)), modules))
+        calls = recorded.calls(value, torch.ones_like(value))
+        read.append(_inputs(calls, modules))
+        slopes.append(_slopes(calls))
         values.append(value.detach())
-    found = _joined(parts)
-    for outer in found.values():
-        check_finite(outer.a, 0, "activation")
-        check_finite(outer.d, 0)
-    return torch.cat(values), found
+    a, d = _joined(read), _joined(slopes)
+    for name in modules:
+        check_finite(a[name], 0, "activation")
+        check_finite(d[name], 0)
+    return torch.cat(values), {name: Outer(a[name], d[name]) for name in modules}
 
 
 def _targets(
@@ -184,8 +188,8 @@ def _targets(
     versions: Sequence[str],
     l2: float,
     chunk: int,
-) -> dict[tuple[str, str], tuple[dict[str, Outer], dict[str, Tensor], Tensor]]:
-    """(version, layer) -> gradients of the signed logits on `data.x`, as `EigenPairs` reads them.
+) -> tuple[dict[str, Tensor], dict[tuple[str, str], Target]]:
+    """Inputs of the modules on `data.x`, and (version, layer) -> gradients of the signed logits.
 
     The gradient of a logit `w' h + b` whose probe follows the network is that of the frozen probe
     plus the probe's own derivative, d + 1 matrices, weighted by h and 1.
@@ -200,31 +204,35 @@ def _targets(
         out = recorded.out
     with torch.set_grad_enabled(refit):
         fitted = _probes(out.split(readers.widths, 1), data.fit_y, l2)
-    probe, slope = {}, {}
+    probe, follow = {}, {}
     for layer, found in zip(layers, fitted, strict=True):
         probe[layer] = found.detach()
         if recorded is not None:
-            slope[layer] = _matrices(
-                _outers(recorded.calls(found, row, last=False), modules)
-                for row in torch.eye(len(found)).to(found)
+            follow[layer] = _matrices(
+                (recorded.calls(found, row, last=False) for row in torch.eye(len(found)).to(found)),
+                modules,
             )
-    outers: dict[str, list[dict[str, Outer]]] = {layer: [] for layer in layers}
+    read: list[dict[str, Tensor]] = []
+    slopes: dict[str, list[dict[str, Tensor]]] = {layer: [] for layer in layers}
     weights: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for x, c in batches((data.x, data.sign.to(data.x)), chunk):
         images = record(readers, x, dict(modules))
         for layer, h in zip(layers, images.out.split(readers.widths, 1), strict=True):
             with torch.enable_grad():
                 logit = h @ probe[layer][:-1] + probe[layer][-1]
-            outers[layer].append(_outers(images.calls(logit, c, last=False), modules))
-            one = h.detach().new_ones(len(h), 1)
-            weights[layer].append(c[:, None] * torch.cat([h.detach(), one], 1))
-    joined = {layer: _joined(outers[layer]) for layer in layers}
-    return {
-        (version, layer): (
-            joined[layer],
-            slope[layer] if version == "refit" else {},
-            torch.cat(weights[layer]),
-        )
+            calls = images.calls(logit, c, last=False)
+            if layer == layers[0]:
+                read.append(_inputs(calls, modules))
+            slopes[layer].append(_slopes(calls))
+            if refit:
+                one = h.detach().new_ones(len(h), 1)
+                weights[layer].append(c[:, None] * torch.cat([h.detach(), one], 1))
+    found_d = {layer: _joined(slopes[layer]) for layer in layers}
+    none = data.x.new_zeros(len(data.x), 0)
+    return _joined(read), {
+        (version, layer): Target(found_d[layer], follow[layer], torch.cat(weights[layer]))
+        if version == "refit"
+        else Target(found_d[layer], {}, none)
         for version in versions
         for layer in layers
     }
@@ -239,7 +247,8 @@ def _probes(seen: Sequence[Tensor], y: Tensor, l2: float) -> list[Tensor]:
     return [found[i] for i in range(len(seen))]
 
 
-def _outers(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[str, Outer]:
+def _inputs(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """What each module reads, `[b, i]`, with a column of ones for its bias."""
     found = {}
     for name, module in modules.items():
         if len(calls[name]) != 1 or calls[name][0][0].ndim != 2:
@@ -248,26 +257,28 @@ def _outers(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[str, Outer]:
                 f"{len(calls[name])} calls on {list(calls[name][0][0].shape)}; "
                 "concepts.attribute takes any"
             )
-        a, d = calls[name][0]
-        if module.bias is not None:
-            a = torch.cat([a, a.new_ones(len(a), 1)], 1)
-        found[name] = Outer(a, d)
+        a = calls[name][0][0]
+        found[name] = a if module.bias is None else torch.cat([a, a.new_ones(len(a), 1)], 1)
     return found
 
 
-def _joined(parts: Sequence[dict[str, Outer]]) -> dict[str, Outer]:
+def _slopes(calls: Calls) -> dict[str, Tensor]:
+    """Gradients `[b, o]` at the modules' outputs."""
+    return {name: found[0][1] for name, found in calls.items()}
+
+
+def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(parts) == 1:
         return parts[0]
-    return {
-        name: Outer(torch.cat([p[name].a for p in parts]), torch.cat([p[name].d for p in parts]))
-        for name in parts[0]
-    }
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _matrices(rows: Iterator[dict[str, Outer]]) -> dict[str, Tensor]:
+def _matrices(rows: Iterable[Calls], modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Gradients of functionals of all images at once, sums over them: `[r, o, i]` by module."""
     found: dict[str, list[Tensor]] = {}
-    for row in rows:
-        for name, outer in row.items():
-            found.setdefault(name, []).append(outer.d.mT @ outer.a)
+    read: dict[str, Tensor] = {}
+    for calls in rows:
+        read = read or _inputs(calls, modules)
+        for name, d in _slopes(calls).items():
+            found.setdefault(name, []).append(d.mT @ read[name])
     return {name: torch.stack(parts) for name, parts in found.items()}
