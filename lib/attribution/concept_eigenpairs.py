@@ -13,7 +13,7 @@ Public names: `attribute_eigenpairs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ def attribute_eigenpairs(
     """Attribute how well a concept can be read, at every layer, by the strongest eigenpairs.
 
     Args:
-        models: checkpoints of one architecture, trained on `train` or on parts of it. Before the
-            layers they may have parameters in linear modules alone, each called once on `[n, i]`.
+        models: checkpoints of one architecture, trained on `train` or on parts of it; all are held
+            at once. Before the layers they may have parameters in linear modules alone, each
+            called once on `[n, i]`.
         train: inputs `[n, ...]`, labels `[n]` and whatever else `output` takes.
         data: concept images, none of them in `train` (`concepts.refuse_overlap`).
         layers: names of modules; all share the passes.
@@ -71,34 +72,34 @@ def attribute_eigenpairs(
     """
     data.check()
     _check(k, ridge, layers, versions)
-    owners: dict[str, list[str]] | None = None
+    models = list(models)
+    if not models:
+        raise ValueError("want at least one checkpoint, got none; train some")
+    owners = {layer: _owners(models[0], train[0], layer) for layer in layers}
+    _verify(models[0], train, data.x, owners, output)
+    names = list(dict.fromkeys(name for found in owners.values() for name in found))
+    probes = _probes(models, data, layers, l2)
     pairs: EigenPairs | None = None
-    total: dict[str, Tensor] = {}  # [V, T, n] by layer
-    by_model, weights = [], []
-    for model in progress(models) if progress else models:
-        if owners is None:
-            owners = {layer: _owners(model, train[0], layer) for layer in layers}
-            _verify(model, train, data.x, owners, output)
-        names = list(dict.fromkeys(name for found in owners.values() for name in found))
+    shape = len(versions), len(data.x), len(train[0])
+    total = {layer: next(models[0].parameters()).new_zeros(shape) for layer in layers}
+    by_model, values = [], []
+    for index, model in enumerate(progress(models) if progress else models):
         modules = {name: model.get_submodule(name) for name in names}
         value, rows = _training(model, train, modules, output, chunk)
-        read, targets = _targets(model, data, layers, modules, versions, l2, chunk)
-        pairs = EigenPairs(rows, read, pairs)
+        own = {layer: probes[layer][index] for layer in layers}
+        read, frozen, follow = _targets(model, data, own, modules, l2, "refit" in versions, chunk)
+        pairs = EigenPairs(rows, read, owners, k=k, like=pairs)
         means = []
         for layer in layers:
-            wanted = [targets[version, layer] for version in versions]
-            if layer not in total:
-                shape = len(versions), len(data.x), len(train[0])
-                total[layer] = next(model.parameters()).new_zeros(shape)
-            means.append(pairs.add_scores(total[layer], owners[layer], wanted, k=k, ridge=ridge))
+            both = {"frozen": frozen[layer], "refit": follow.get(layer)}
+            wanted = [target for version in versions if (target := both[version]) is not None]
+            means.append(pairs.add_scores(total[layer], layer, wanted, ridge=ridge))
         by_model.append(torch.stack(means, 1))
-        weights.append(slopes_at(value, loss)[0])
-    if not weights:
-        raise ValueError("want at least one checkpoint, got none; train some")
-    unweighted = torch.stack([total[layer].mT for layer in layers], 1).div_(len(weights))
-    q = torch.stack(weights).to(unweighted.dtype)
+        values.append(value)
+    q = slopes_at(torch.cat(values), loss)[0].unflatten(0, (len(models), -1))
+    unweighted = torch.stack([total[layer].mT for layer in layers], 1).div_(len(models))
     kept = tuple(layers), tuple(versions)
-    return ConceptAttribution(*kept, unweighted, torch.stack(by_model), q)
+    return ConceptAttribution(*kept, unweighted, torch.stack(by_model), q.to(unweighted.dtype))
 
 
 def _check(k: int, ridge: float, layers: Sequence[str], versions: Sequence[str]) -> None:
@@ -155,6 +156,10 @@ class _Readers(nn.Module):
         self.widths = [h[0].numel() for h in parts]
         return torch.cat([h.flatten(1) for h in parts], 1)
 
+    def parts(self, out: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Layers and their activations `[b, d]` in an output of the last pass."""
+        return zip(self.layers, out.split(self.widths, 1), strict=True)
+
 
 def _training(
     model: nn.Module,
@@ -180,71 +185,70 @@ def _training(
     return torch.cat(values), {name: Outer(a[name], d[name]) for name in modules}
 
 
-def _targets(
-    model: nn.Module,
-    data: ConceptData,
-    layers: Sequence[str],
-    modules: Mapping[str, nn.Module],
-    versions: Sequence[str],
-    l2: float,
-    chunk: int,
-) -> tuple[dict[str, Tensor], dict[tuple[str, str], Target]]:
-    """Inputs of the modules on `data.x`, and (version, layer) -> gradients of the signed logits.
-
-    The gradient of a logit `w' h + b` whose probe follows the network is that of the frozen probe
-    plus the probe's own derivative, d + 1 matrices, weighted by h and 1.
-    """
-    readers = _Readers(model, layers)
-    refit = "refit" in versions
-    recorded = record(readers, data.fit_x, dict(modules)) if refit else None
-    if recorded is None:
-        with features.evaluating(model), torch.no_grad():
-            out = readers(data.fit_x)
-    else:
-        out = recorded.out
-    with torch.set_grad_enabled(refit):
-        fitted = _probes(out.split(readers.widths, 1), data.fit_y, l2)
-    probe, follow = {}, {}
-    for layer, found in zip(layers, fitted, strict=True):
-        probe[layer] = found.detach()
-        if recorded is not None:
-            follow[layer] = _matrices(
-                (recorded.calls(found, row, last=False) for row in torch.eye(len(found)).to(found)),
-                modules,
-            )
-    read: list[dict[str, Tensor]] = []
-    slopes: dict[str, list[dict[str, Tensor]]] = {layer: [] for layer in layers}
-    weights: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    for x, c in batches((data.x, data.sign.to(data.x)), chunk):
-        images = record(readers, x, dict(modules))
-        for layer, h in zip(layers, images.out.split(readers.widths, 1), strict=True):
-            with torch.enable_grad():
-                logit = h @ probe[layer][:-1] + probe[layer][-1]
-            calls = images.calls(logit, c, last=False)
-            if layer == layers[0]:
-                read.append(_inputs(calls, modules))
-            slopes[layer].append(_slopes(calls))
-            if refit:
-                one = h.detach().new_ones(len(h), 1)
-                weights[layer].append(c[:, None] * torch.cat([h.detach(), one], 1))
-    found_d = {layer: _joined(slopes[layer]) for layer in layers}
-    none = data.x.new_zeros(len(data.x), 0)
-    return _joined(read), {
-        (version, layer): Target(found_d[layer], follow[layer], torch.cat(weights[layer]))
-        if version == "refit"
-        else Target(found_d[layer], {}, none)
-        for version in versions
+def _probes(
+    models: Sequence[nn.Module], data: ConceptData, layers: Sequence[str], l2: float
+) -> dict[str, Tensor]:
+    """Weights and biases `[M, d + 1]` by layer: of all networks in one call, much the sooner."""
+    seen = [features.activations(model, data.fit_x, layers) for model in models]
+    return {
+        layer: ridge_probe(torch.stack([h[layer].flatten(1) for h in seen]), data.fit_y, l2)
         for layer in layers
     }
 
 
-def _probes(seen: Sequence[Tensor], y: Tensor, l2: float) -> list[Tensor]:
-    """The ridge probe of every layer, those of one width in one call."""
-    found: dict[int, Tensor] = {}
-    for width in {h.shape[1] for h in seen}:
-        at = [i for i, h in enumerate(seen) if h.shape[1] == width]
-        found |= zip(at, ridge_probe(torch.stack([seen[i] for i in at]), y, l2), strict=True)
-    return [found[i] for i in range(len(seen))]
+def _targets(
+    model: nn.Module,
+    data: ConceptData,
+    probes: Mapping[str, Tensor],
+    modules: Mapping[str, nn.Module],
+    l2: float,
+    refit: bool,
+    chunk: int,
+) -> tuple[dict[str, Tensor], dict[str, Target], dict[str, Target]]:
+    """Inputs of the modules on `data.x`; by layer gradients of the logits, frozen and refit.
+
+    The gradient of a logit `w' h + b` whose probe follows the network is that of the frozen probe
+    plus the probe's own derivative, d + 1 matrices, weighted by h and 1.
+    """
+    readers = _Readers(model, list(probes))
+    read: list[dict[str, Tensor]] = []
+    slopes: dict[str, list[dict[str, Tensor]]] = {layer: [] for layer in probes}
+    weights: dict[str, list[Tensor]] = {layer: [] for layer in probes}
+    for x, c in batches((data.x, data.sign.to(data.x)), chunk):
+        images = record(readers, x, dict(modules))
+        for layer, h in readers.parts(images.out):
+            with torch.enable_grad():
+                logit = h @ probes[layer][:-1] + probes[layer][-1]
+            calls = images.calls(logit, c, last=False)
+            slopes[layer].append(_slopes(calls))
+            if refit:
+                one = h.detach().new_ones(len(h), 1)
+                weights[layer].append(c[:, None] * torch.cat([h.detach(), one], 1))
+        read.append(_inputs(calls, modules))
+    frozen = {layer: Target(_joined(slopes[layer])) for layer in probes}
+    if not refit:
+        return _joined(read), frozen, {}
+    moves = _probe_slopes(readers, data, modules, l2)
+    follow = {x: Target(frozen[x].d, moves[x], torch.cat(weights[x])) for x in probes}
+    return _joined(read), frozen, follow
+
+
+def _probe_slopes(
+    readers: _Readers, data: ConceptData, modules: Mapping[str, nn.Module], l2: float
+) -> dict[str, dict[str, Tensor]]:
+    """Derivative of the probe's d + 1 numbers: `[d + 1, o, i]` by layer and module."""
+    recorded = record(readers, data.fit_x, dict(modules))
+    found: dict[str, dict[str, Tensor]] = {}
+    for layer, h in readers.parts(recorded.out):
+        with torch.enable_grad():
+            probe = ridge_probe(h, data.fit_y, l2)
+        rows = []
+        for row in torch.eye(len(probe)).to(probe):
+            calls = recorded.calls(probe, row, last=False)
+            a = _inputs(calls, modules)
+            rows.append({name: d.mT @ a[name] for name, d in _slopes(calls).items()})
+        found[layer] = {name: torch.stack([r[name] for r in rows]) for name in modules}
+    return found
 
 
 def _inputs(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -271,14 +275,3 @@ def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(parts) == 1:
         return parts[0]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _matrices(rows: Iterable[Calls], modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Gradients of functionals of all images at once, sums over them: `[r, o, i]` by module."""
-    found: dict[str, list[Tensor]] = {}
-    read: dict[str, Tensor] = {}
-    for calls in rows:
-        read = read or _inputs(calls, modules)
-        for name, d in _slopes(calls).items():
-            found.setdefault(name, []).append(d.mT @ read[name])
-    return {name: torch.stack(parts) for name, parts in found.items()}
