@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lib import features, gradients
 from lib.attribution.concepts import L2, VERSIONS, ConceptAttribution, ConceptData, ridge_probe
-from lib.attribution.eigenpairs import EigenPairs, Outer
+from lib.attribution.eigenpairs import EigenPairs, Outer, Target
 from lib.attribution.prefixes import depends
 from lib.attribution.trak import Data, Loss, logistic, slopes_at
 from lib.gradients.flat import batches, check_finite
@@ -45,8 +45,9 @@ def attribute_eigenpairs(
     """Attribute how well a concept can be read, at every layer, by the strongest eigenpairs.
 
     Args:
-        models: checkpoints of one architecture, trained on `train` or on parts of it. Before the
-            layers they may have parameters in linear modules alone, each called once on `[n, i]`.
+        models: checkpoints of one architecture, trained on `train` or on parts of it; all are held
+            at once. Before the layers they may have parameters in linear modules alone, each
+            called once on `[n, i]`.
         train: inputs `[n, ...]`, labels `[n]` and whatever else `output` takes.
         data: concept images, none of them in `train` (`concepts.refuse_overlap`).
         layers: names of modules; all share the passes.
@@ -59,7 +60,8 @@ def attribute_eigenpairs(
 
     Returns:
         The attribution, as of `concepts.attribute`. Beyond it the memory is that of the inputs and
-        output gradients of all modules, and of k numbers an example.
+        output gradients of all modules, of one number for every module, image and example, and of
+        k numbers an example.
 
     Raises:
         ValueError: no checkpoint, layer or pair; a ridge that is not positive; data that are
@@ -70,33 +72,34 @@ def attribute_eigenpairs(
     """
     data.check()
     _check(k, ridge, layers, versions)
-    owners: dict[str, list[str]] | None = None
-    total: dict[str, Tensor] = {}  # [V, n, T] by layer
-    by_model, weights = [], []
-    for model in progress(models) if progress else models:
-        if owners is None:
-            owners = {layer: _owners(model, train[0], layer) for layer in layers}
-            _verify(model, train, data.x, owners, output)
-        names = list(dict.fromkeys(name for found in owners.values() for name in found))
+    models = list(models)
+    if not models:
+        raise ValueError("want at least one checkpoint, got none; train some")
+    owners = {layer: _owners(models[0], train[0], layer) for layer in layers}
+    _verify(models[0], train, data.x, owners, output)
+    names = list(dict.fromkeys(name for found in owners.values() for name in found))
+    probes = _probes(models, data, layers, l2)
+    pairs: EigenPairs | None = None
+    shape = len(versions), len(data.x), len(train[0])
+    total = {layer: next(models[0].parameters()).new_zeros(shape) for layer in layers}
+    by_model, values = [], []
+    for index, model in enumerate(progress(models) if progress else models):
         modules = {name: model.get_submodule(name) for name in names}
         value, rows = _training(model, train, modules, output, chunk)
-        pairs = EigenPairs(rows)
-        targets = _targets(model, data, layers, modules, versions, l2, chunk)
+        own = {layer: probes[layer][index] for layer in layers}
+        read, frozen, follow = _targets(model, data, own, modules, l2, "refit" in versions, chunk)
+        pairs = EigenPairs(rows, read, owners, k=k, like=pairs)
         means = []
         for layer in layers:
-            wanted = [targets[version, layer] for version in versions]
-            if layer not in total:
-                shape = len(versions), len(train[0]), len(data.x)
-                total[layer] = next(model.parameters()).new_zeros(shape)
-            means.append(pairs.add_scores(total[layer], owners[layer], wanted, k=k, ridge=ridge))
+            both = {"frozen": frozen[layer], "refit": follow.get(layer)}
+            wanted = [target for version in versions if (target := both[version]) is not None]
+            means.append(pairs.add_scores(total[layer], layer, wanted, ridge=ridge))
         by_model.append(torch.stack(means, 1))
-        weights.append(slopes_at(value, loss)[0])
-    if not weights:
-        raise ValueError("want at least one checkpoint, got none; train some")
-    unweighted = torch.stack([total[layer] for layer in layers], 1).div_(len(weights))
-    q = torch.stack(weights).to(unweighted.dtype)
+        values.append(value)
+    q = slopes_at(torch.cat(values), loss)[0].unflatten(0, (len(models), -1))
+    unweighted = torch.stack([total[layer].mT for layer in layers], 1).div_(len(models))
     kept = tuple(layers), tuple(versions)
-    return ConceptAttribution(*kept, unweighted, torch.stack(by_model), q)
+    return ConceptAttribution(*kept, unweighted, torch.stack(by_model), q.to(unweighted.dtype))
 
 
 def _check(k: int, ridge: float, layers: Sequence[str], versions: Sequence[str]) -> None:
@@ -153,6 +156,10 @@ class _Readers(nn.Module):
         self.widths = [h[0].numel() for h in parts]
         return torch.cat([h.flatten(1) for h in parts], 1)
 
+    def parts(self, out: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Layers and their activations `[b, d]` in an output of the last pass."""
+        return zip(self.layers, out.split(self.widths, 1), strict=True)
+
 
 def _training(
     model: nn.Module,
@@ -162,84 +169,90 @@ def _training(
     chunk: int,
 ) -> tuple[Tensor, dict[str, Outer]]:
     """Outputs `[n]` and gradients of the network's own task."""
-    values, parts = [], []
+    values, read, slopes = [], [], []
     for rows in batches(train, chunk):
         recorded = record(model, rows[0], dict(modules))
         with torch.enable_grad():
             value = output(recorded.out, *rows[1:])
-        parts.append(_outers(recorded.calls(value, torch.ones_like(value)), modules))
+        calls = recorded.calls(value, torch.ones_like(value))
+        read.append(_inputs(calls, modules))
+        slopes.append(_slopes(calls))
         values.append(value.detach())
-    found = _joined(parts)
-    for outer in found.values():
-        check_finite(outer.a, 0, "activation")
-        check_finite(outer.d, 0)
-    return torch.cat(values), found
+    a, d = _joined(read), _joined(slopes)
+    for name in modules:
+        check_finite(a[name], 0, "activation")
+        check_finite(d[name], 0)
+    return torch.cat(values), {name: Outer(a[name], d[name]) for name in modules}
+
+
+def _probes(
+    models: Sequence[nn.Module], data: ConceptData, layers: Sequence[str], l2: float
+) -> dict[str, Tensor]:
+    """Weights and biases `[M, d + 1]` by layer: of all networks in one call, much the sooner."""
+    seen = [features.activations(model, data.fit_x, layers) for model in models]
+    return {
+        layer: ridge_probe(torch.stack([h[layer].flatten(1) for h in seen]), data.fit_y, l2)
+        for layer in layers
+    }
 
 
 def _targets(
     model: nn.Module,
     data: ConceptData,
-    layers: Sequence[str],
+    probes: Mapping[str, Tensor],
     modules: Mapping[str, nn.Module],
-    versions: Sequence[str],
     l2: float,
+    refit: bool,
     chunk: int,
-) -> dict[tuple[str, str], tuple[dict[str, Outer], dict[str, Tensor], Tensor]]:
-    """(version, layer) -> gradients of the signed logits on `data.x`, as `EigenPairs` reads them.
+) -> tuple[dict[str, Tensor], dict[str, Target], dict[str, Target]]:
+    """Inputs of the modules on `data.x`; by layer gradients of the logits, frozen and refit.
 
     The gradient of a logit `w' h + b` whose probe follows the network is that of the frozen probe
     plus the probe's own derivative, d + 1 matrices, weighted by h and 1.
     """
-    readers = _Readers(model, layers)
-    refit = "refit" in versions
-    recorded = record(readers, data.fit_x, dict(modules)) if refit else None
-    if recorded is None:
-        with features.evaluating(model), torch.no_grad():
-            out = readers(data.fit_x)
-    else:
-        out = recorded.out
-    with torch.set_grad_enabled(refit):
-        fitted = _probes(out.split(readers.widths, 1), data.fit_y, l2)
-    probe, slope = {}, {}
-    for layer, found in zip(layers, fitted, strict=True):
-        probe[layer] = found.detach()
-        if recorded is not None:
-            slope[layer] = _matrices(
-                _outers(recorded.calls(found, row, last=False), modules)
-                for row in torch.eye(len(found)).to(found)
-            )
-    outers: dict[str, list[dict[str, Outer]]] = {layer: [] for layer in layers}
-    weights: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    readers = _Readers(model, list(probes))
+    read: list[dict[str, Tensor]] = []
+    slopes: dict[str, list[dict[str, Tensor]]] = {layer: [] for layer in probes}
+    weights: dict[str, list[Tensor]] = {layer: [] for layer in probes}
     for x, c in batches((data.x, data.sign.to(data.x)), chunk):
         images = record(readers, x, dict(modules))
-        for layer, h in zip(layers, images.out.split(readers.widths, 1), strict=True):
+        for layer, h in readers.parts(images.out):
             with torch.enable_grad():
-                logit = h @ probe[layer][:-1] + probe[layer][-1]
-            outers[layer].append(_outers(images.calls(logit, c, last=False), modules))
-            one = h.detach().new_ones(len(h), 1)
-            weights[layer].append(c[:, None] * torch.cat([h.detach(), one], 1))
-    joined = {layer: _joined(outers[layer]) for layer in layers}
-    return {
-        (version, layer): (
-            joined[layer],
-            slope[layer] if version == "refit" else {},
-            torch.cat(weights[layer]),
-        )
-        for version in versions
-        for layer in layers
-    }
+                logit = h @ probes[layer][:-1] + probes[layer][-1]
+            calls = images.calls(logit, c, last=False)
+            slopes[layer].append(_slopes(calls))
+            if refit:
+                one = h.detach().new_ones(len(h), 1)
+                weights[layer].append(c[:, None] * torch.cat([h.detach(), one], 1))
+        read.append(_inputs(calls, modules))
+    frozen = {layer: Target(_joined(slopes[layer])) for layer in probes}
+    if not refit:
+        return _joined(read), frozen, {}
+    moves = _probe_slopes(readers, data, modules, l2)
+    follow = {x: Target(frozen[x].d, moves[x], torch.cat(weights[x])) for x in probes}
+    return _joined(read), frozen, follow
 
 
-def _probes(seen: Sequence[Tensor], y: Tensor, l2: float) -> list[Tensor]:
-    """The ridge probe of every layer, those of one width in one call."""
-    found: dict[int, Tensor] = {}
-    for width in {h.shape[1] for h in seen}:
-        at = [i for i, h in enumerate(seen) if h.shape[1] == width]
-        found |= zip(at, ridge_probe(torch.stack([seen[i] for i in at]), y, l2), strict=True)
-    return [found[i] for i in range(len(seen))]
+def _probe_slopes(
+    readers: _Readers, data: ConceptData, modules: Mapping[str, nn.Module], l2: float
+) -> dict[str, dict[str, Tensor]]:
+    """Derivative of the probe's d + 1 numbers: `[d + 1, o, i]` by layer and module."""
+    recorded = record(readers, data.fit_x, dict(modules))
+    found: dict[str, dict[str, Tensor]] = {}
+    for layer, h in readers.parts(recorded.out):
+        with torch.enable_grad():
+            probe = ridge_probe(h, data.fit_y, l2)
+        rows = []
+        for row in torch.eye(len(probe)).to(probe):
+            calls = recorded.calls(probe, row, last=False)
+            a = _inputs(calls, modules)
+            rows.append({name: d.mT @ a[name] for name, d in _slopes(calls).items()})
+        found[layer] = {name: torch.stack([r[name] for r in rows]) for name in modules}
+    return found
 
 
-def _outers(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[str, Outer]:
+def _inputs(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """What each module reads, `[b, i]`, with a column of ones for its bias."""
     found = {}
     for name, module in modules.items():
         if len(calls[name]) != 1 or calls[name][0][0].ndim != 2:
@@ -248,26 +261,17 @@ def _outers(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[str, Outer]:
                 f"{len(calls[name])} calls on {list(calls[name][0][0].shape)}; "
                 "concepts.attribute takes any"
             )
-        a, d = calls[name][0]
-        if module.bias is not None:
-            a = torch.cat([a, a.new_ones(len(a), 1)], 1)
-        found[name] = Outer(a, d)
+        a = calls[name][0][0]
+        found[name] = a if module.bias is None else torch.cat([a, a.new_ones(len(a), 1)], 1)
     return found
 
 
-def _joined(parts: Sequence[dict[str, Outer]]) -> dict[str, Outer]:
+def _slopes(calls: Calls) -> dict[str, Tensor]:
+    """Gradients `[b, o]` at the modules' outputs."""
+    return {name: found[0][1] for name, found in calls.items()}
+
+
+def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(parts) == 1:
         return parts[0]
-    return {
-        name: Outer(torch.cat([p[name].a for p in parts]), torch.cat([p[name].d for p in parts]))
-        for name in parts[0]
-    }
-
-
-def _matrices(rows: Iterator[dict[str, Outer]]) -> dict[str, Tensor]:
-    """Gradients of functionals of all images at once, sums over them: `[r, o, i]` by module."""
-    found: dict[str, list[Tensor]] = {}
-    for row in rows:
-        for name, outer in row.items():
-            found.setdefault(name, []).append(outer.d.mT @ outer.a)
-    return {name: torch.stack(parts) for name, parts in found.items()}
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -9,7 +9,7 @@ import torch
 
 from lib import figures
 from lib.attribution.feature_contrasts import LEVEL, Changes, ConceptTests
-from lib.attribution.feature_pictures import bare, show_image, show_map
+from lib.attribution.feature_pictures import show_image, show_map
 from lib.attribution.feature_studies import interval
 from lib.attribution.feature_subjects import Subject
 from lib.figures import ROLE
@@ -21,30 +21,33 @@ VISIBLE = 0.01  # share of the pixel range from which on a feature counts as cha
 
 
 def changes(subject: Subject, found: Changes, n: int = 4) -> Figure:
-    """Images, their smallest changes in L2 and L1, the changed images, and a real example."""
-    fig, axes = figures.panels(n, 6, height=1.05)
+    """Images, their smallest changes in L2 and L1, the changed images, and a real example.
+
+    Where the licence lets no image be shown, the changes alone, beside the image's number.
+    """
+    titles = ["image", "change, L2", "change, L1"]
+    if subject.is_shown:
+        titles[2:2] = ["changed by L2"]
+        titles += ["changed by L1", "nearest real (L2)"]
+    fig, axes = figures.panels(n, len(titles), height=1.05)
     for k in range(n):
-        row = axes[6 * k : 6 * k + 6]
-        show_image(row[0], subject, k)
+        row = dict(zip(titles, axes[len(titles) * k :], strict=False))
+        show_image(row["image"], subject, k)
         wanted = subject.names[int(found.target[k])]
-        row[0].set_xlabel(f"to: {wanted}", fontsize=6, labelpad=1)
-        for axis, norm in ((row[1], "L2"), (row[3], "L1")):
-            delta = found.found[norm].delta[k].nan_to_num(0.0)
+        away = f"{found.real['L2'][k].item():.2g}"
+        label = f"to: {wanted}" if subject.is_shown else f"to: {wanted}; nearest real one: {away}"
+        row["image"].set_xlabel(label, fontsize=6, labelpad=1)
+        for norm in ("L2", "L1"):
+            axis, result = row[f"change, {norm}"], found.found[norm]
+            delta = result.delta[k].nan_to_num(0.0)
             show_map(axis, delta, max(delta.abs().max().item(), 1e-12))
-            length = found.found[norm].length[k].item()
-            axis.set_xlabel(f"length {length:.2g}", fontsize=6, labelpad=1)
-        for axis, norm in ((row[2], "L2"), (row[4], "L1")):
+            axis.set_xlabel(f"length {result.length[k].item():.2g}", fontsize=6, labelpad=1)
             if subject.is_shown:
-                show_image(axis, subject, k, subject.x[k] + found.found[norm].delta[k])
-            else:
-                bare(axis)
+                show_image(row[f"changed by {norm}"], subject, k, subject.x[k] + result.delta[k])
         if subject.is_shown:
-            show_image(row[5], subject, k, found.nearest[k])
-        else:
-            bare(row[5])
-        row[5].set_xlabel(f"length {found.real['L2'][k].item():.2g}", fontsize=6, labelpad=1)
-    titles = ("image", "change, L2", "changed", "change, L1", "changed", "nearest real (L2)")
-    for axis, title in zip(axes[:6], titles, strict=True):
+            show_image(row["nearest real (L2)"], subject, k, found.nearest[k])
+            row["nearest real (L2)"].set_xlabel(f"length {away}", fontsize=6, labelpad=1)
+    for axis, title in zip(axes[: len(titles)], titles, strict=True):
         axis.set_title(title, fontsize=7, loc="center", fontweight="normal")
     return fig
 
@@ -63,7 +66,7 @@ def change_rows(subject: Subject, found: Changes) -> list[dict[str, object]]:
                 "length, median": result.length[result.found].median().item(),
                 "to the nearest real example": found.real[norm][both].median().item(),
                 "ratio": interval(found.ratio(norm), median=True),
-                "share of values changed": visible.mean().item(),
+                "share of values changed, median": visible.median().item(),
                 "cosine with the gradient": result.alignment[result.found].median().item(),
             }
         )

@@ -149,6 +149,8 @@ def _dot(axis: Axes, values: Tensor, y: float, role: str, marker: str, label: st
 
 def shapley(study: Study) -> Figure:
     """Three estimates against the exact values of the patches, and what more work brings."""
+    from matplotlib.ticker import LogLocator
+
     fig, axes = figures.panels(1, 4, height=2.1)
     exact = study.exact.flatten()
     for axis, name in zip(
@@ -170,6 +172,11 @@ def shapley(study: Study) -> Figure:
             list(found), mean, marker=marker, color=ROLE[role], linestyle=DASHES[k], label=label
         )
     last.set(xscale="log", yscale="log", xlabel="evaluations an image", title="error, median")
+    for side in (last.xaxis, last.yaxis):
+        side.set_major_locator(LogLocator(subs=(1, 3)))
+        side.set_major_formatter("{x:g}")
+        side.set_minor_formatter("")
+    last.tick_params(labelsize=6)
     last.legend(fontsize=6)
     return fig
 

@@ -59,10 +59,11 @@ def _removal() -> Removal:
 def test_copies_of_concept_images_surface_in_their_own_attribution() -> None:
     """Check 2, for twelve images with the right label of the network's own task.
 
-    The check asks for the top hundredth. Measured: half of the copies come first of all, and the
-    others do not, since the gradient of a probe's logit need not be that of the image's margin.
-    Four of twelve in the top hundredth have a chance of 5e-6. Before the weights Q: a copy that the
-    network fits well has none, whatever it is a copy of.
+    The check asks for the top hundredth. Measured without a projection: eight of twelve are there
+    with the probe frozen, nine with the probe following, nearly all of them first of all. The
+    others are nowhere, since the gradient of a probe's logit need not be that of the image's
+    margin. Six of twelve have a chance of 1e-9. By size, and before the weights Q: a copy that the
+    network fits well has none, whatever it is a copy of (after them two of twelve).
     """
     study, case = _study(), _round()
     setting, images = study.setting, 12
@@ -73,10 +74,10 @@ def test_copies_of_concept_images_surface_in_their_own_attribution() -> None:
     planted = replace(setting, train=train)
     networks = truth.checkpoints(planted, 10, share=1, seed=SEED)
     data = replace(case.data, x=case.data.x[:images], y=case.data.y[:images])
-    found = concepts.attribute(networks, (train.x, train.y), data, [LAYER], k=512, ridge=0.3)
-    size = found.unweighted[0, 0].abs()
-    own = size[len(setting.train) :].diagonal()
-    assert ((size > own).sum(0) < len(train) // 100).sum() >= 4
+    found = concepts.attribute(networks, (train.x, train.y), data, [LAYER], k=None, ridge=0.1)
+    for size in found.unweighted[:, 0].abs():
+        own = size[len(setting.train) :].diagonal()
+        assert ((size > own).sum(0) < len(train) // 100).sum() >= 6
 
 
 def _own_labels(x: Tensor) -> Tensor:

@@ -4,6 +4,10 @@ The table gives the accuracy of sparse probes of k units, mean over ten networks
 0.04. Its data seed is the table's; networks and frequency patches are fresh. A hundred networks
 and three draws of patches, because ten networks leave 0.015 (one sd) on the accuracy of a single
 unit and one draw of patches 0.02, which is half the band.
+
+One sentence of acceptance check 5 is not met: that the dense frequency concept is read better in
+the first layer. The table has it by 0.026, from ten networks and one draw of patches; here the
+second layer is ahead by 0.005, 0.005 and 0.000 in three draws (standard error 0.005 each).
 """
 
 from __future__ import annotations
@@ -79,6 +83,22 @@ def test_the_object_concept_rises_with_depth_at_every_k(
 ) -> None:
     gain = measured["round", "hidden2"] - measured["round", "hidden1"]
     assert (gain > 0).all(), gain.tolist()
+
+
+def test_the_frequency_concept_is_read_alike_in_both_layers(
+    measured: dict[tuple[str, str], Tensor],
+) -> None:
+    """In place of the sentence that the module's text says is not met."""
+    dense = [measured["hilo", layer][-1].item() for layer in ("hidden1", "hidden2")]
+    assert abs(dense[0] - dense[1]) <= 0.02, dense
+
+
+@pytest.mark.parametrize("cell", TABLE, ids="-".join)
+def test_accuracy_does_not_fall_with_more_units(
+    cell: tuple[str, str], measured: dict[tuple[str, str], Tensor]
+) -> None:
+    """Check 9, second half."""
+    assert (measured[cell].diff() >= 0).all(), measured[cell].tolist()
 
 
 def test_networks_are_as_accurate_as_the_table_says(state: dict[str, Tensor]) -> None:
