@@ -31,11 +31,11 @@ GRAMMAR: dict[str, object] = {
 SNLI: dict[str, object] = {
     "text": "snli",
     "n_train": 0,
-    "n_fit": 1900,
-    "n_held_out": 1900,
-    "k": 8192,
-    "r": 32,
-    "steps": 300,
+    "n_fit": 1000,
+    "n_held_out": 1000,
+    "k": 4096,
+    "r": 24,
+    "steps": 200,
 }
 DIGITS: dict[str, object] = {
     "vision": "digits",
@@ -46,12 +46,12 @@ DIGITS: dict[str, object] = {
     "steps_images": 200,
 }
 CIFAR: dict[str, object] = {
-    "vision": "cifar10",
-    "n_fit_images": 1500,
-    "n_held_out_images": 1500,
-    "k_images": 8192,
-    "r_images": 32,
-    "steps_images": 300,
+    "vision": "cifar10-cnn",
+    "n_fit_images": 800,
+    "n_held_out_images": 500,
+    "k_images": 4096,
+    "r_images": 20,
+    "steps_images": 200,
 }
 # an example has at most 24,501 non-zeros at this coldness: k cuts nothing off
 PROGRAM: dict[str, object] = {
@@ -70,7 +70,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
     },
     "32_perturbations": {
         "quick": GRAMMAR | DIGITS | {"n_draws": 10},
-        "full": SNLI | CIFAR | {"n_draws": 10},
+        "full": SNLI | CIFAR | {"n_draws": 5},
     },
     "33_known_ground_truth": {
         "quick": PROGRAM | {"rs": (32,)},
@@ -82,16 +82,16 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
         | {"ks": (1024, 4096, 16_384), "rs": (8, 32, 64)}
         | {"n_part": 600, "r_part": 16, "n_starts": 2, "descent_steps": 600},
         "full": SNLI
-        | {"ks": (2048, 8192, 32_768), "rs": (16, 32, 64)}
-        | {"n_part": 800, "r_part": 16, "n_starts": 3, "descent_steps": 1500},
+        | {"ks": (1024, 4096, 16_384), "rs": (8, 24, 48)}
+        | {"n_part": 600, "r_part": 16, "n_starts": 2, "descent_steps": 600},
     },
     "35_baselines": {
         "quick": GRAMMAR
         | {"n_clusters": 32, "n_runs": 20, "n_random": 30}
         | {"n_seeds": 3, "test_layer": "block1", "factor_layer": "block2.hidden"},
         "full": SNLI
-        | {"n_clusters": 32, "n_runs": 20, "n_random": 30}
-        | {"n_seeds": 3, "test_layer": "block1", "factor_layer": "block2.hidden"},
+        | {"n_clusters": 24, "n_runs": 20, "n_random": 30}
+        | {"n_seeds": 3, "test_layer": "mix", "factor_layer": "pooled"},
     },
     "36_flawed_heuristics": {
         "quick": GRAMMAR
