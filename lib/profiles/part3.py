@@ -97,5 +97,8 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
         "quick": GRAMMAR
         | {"n_fit": 3000, "n_held_out": 3200, "without": ("negation",)}
         | {"r_more": 16, "n_candidates": 12},
+        "full": SNLI
+        | {"text": "snli-challenges", "n_fit": 1200, "n_held_out": 1600}
+        | {"without": ("Breaking NLI",), "r_more": 16, "n_candidates": 12},
     },
 }

@@ -326,3 +326,11 @@ def test_a_rate_that_does_not_descend_is_refused(option, match):
     fishers = store.normalise(store.from_dense(torch.rand(9, 2, 8, dtype=torch.float64)))
     with pytest.raises(ValueError, match=match):
         decompose(fishers, 2, seed=0, step="gd", **option)
+
+
+def test_a_loss_that_is_not_finite_along_the_direction_is_no_silent_end():
+    assert alternating.best_length(1.0, 0.0, 0.0, slope=-2.0) == pytest.approx(1.0)
+    assert alternating.best_length(1.0, 0.0, 0.0, slope=0.0) == 0.0
+    for bad in (float("inf"), float("nan")):
+        with pytest.raises(FloatingPointError, match="along the direction is not finite"):
+            alternating.best_length(1.0, bad, 0.0, slope=-2.0)
