@@ -103,7 +103,13 @@ def fishers_of(
     m = size(select(bed.model, bed.block))
     most = m if kind == DIAGONAL else m * len(bed.classes)
     return archive.fetch_fishers(
-        bed.model, examples.x, kind=kind, k=min(k, most), block=bed.block, progress=progress
+        bed.model,
+        examples.x,
+        kind=kind,
+        k=min(k, most),
+        block=bed.block,
+        eps=bed.eps,
+        progress=progress,
     )
 
 

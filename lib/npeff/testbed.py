@@ -62,6 +62,7 @@ class Testbed:
     baselines: Mapping[str, float]  # accuracy of what ignores the question: majority, half inputs
     n_judged: int | None = None  # None: the held-out ones
     block: tuple[str, ...] | None = None  # what Fishers are by; None is every parameter
+    eps: float = 0.0  # classes of a smaller probability are left out of Fishers
 
     @property
     def has_rules(self) -> bool:
@@ -71,7 +72,7 @@ class Testbed:
     @property
     def drawn(self) -> bool:
         """Whether figures may show the inputs: images without a licence may not."""
-        return not self.name.startswith("CIFAR")
+        return not self.name.startswith(("CIFAR", "ImageNet"))
 
     @property
     def margin(self) -> float:
@@ -150,6 +151,7 @@ def assemble(
     *,
     judged_on: tuple[Tensor, Tensor] | None = None,
     block: tuple[str, ...] | None = None,
+    eps: float = 0.0,
     **baselines: float,
 ) -> Testbed:
     """Split the examples in two; accuracies are of `judged_on`, or of the held-out ones."""
@@ -164,5 +166,5 @@ def assemble(
         name += ", model too weak"  # heads every figure
     return Testbed(
         name, model, fit, held_out, classes, concepts, layer, provenance, accuracy, chance,
-        len(y), block,
+        len(y), block, eps,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """The networks that document 3's notebooks take apart, by name.
 
-`lib.npeff.testbed` says what a testbed is; the two on SNLI are in `lib.npeff.testbeds_snli`.
+`lib.npeff.testbed` says what a testbed is; the two on SNLI are in `lib.npeff.testbeds_snli`, the
+document's own in `lib.npeff.testbeds_paper`.
 
 Public names: `load`, `TESTBEDS`, and of `testbed` `judged`, `Testbed`, `Examples`.
 """
@@ -8,6 +9,7 @@ Public names: `load`, `TESTBEDS`, and of `testbed` `judged`, `Testbed`, `Example
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -16,6 +18,7 @@ from lib.config import Run
 from lib.data import cifar10, digits, inference
 from lib.data.base import sha256_of
 from lib.npeff.testbed import Examples, Testbed, assemble, first, hypothesis_only, judged
+from lib.npeff.testbeds_paper import bert_pairs, resnet50_images
 from lib.npeff.testbeds_snli import snli_and_challenges, snli_pairs
 from lib.probes.testbeds import fetch_cifar_network
 from lib.training import Recipe, fetch_model
@@ -182,4 +185,7 @@ TESTBEDS: Mapping[str, Callable[..., Testbed]] = {
     "cifar10": cifar_images,
     "cifar10-cnn": small_cifar_images,
     "cifar10-published": published_cifar_images,
+    "bert-mnli": partial(bert_pairs, folder="bert_mnli"),
+    "bert-qqp": partial(bert_pairs, folder="bert_qqp"),
+    "resnet50": resnet50_images,
 }

@@ -40,7 +40,11 @@ TRAINED_SHARE = 0.5  # of a set's other pairs that are trained on, unless it is 
 def _load(run: Run) -> nlp.SentencePairs:
     """SNLI with counterfactual pairs; forms of a word share a number."""
     return nlp.load_snli(
-        run.data_root, n_words=N_WORDS, length=LENGTH, revised=True, form=nlp.stems_of
+        run.data_root,
+        n_words=N_WORDS,
+        length=LENGTH,
+        revised=True,
+        form=nlp.stems_of,
     )
 
 
