@@ -51,7 +51,7 @@ class Challenge:
     def take(self, index: Tensor) -> Challenge:
         """Some of the pairs, in the order of `index`."""
         rows = index.tolist()
-        text, kind = (tuple(of[i] for i in rows) for of in (self.text, self.kind))
+        text, kind = tuple(self.text[i] for i in rows), tuple(self.kind[i] for i in rows)
         return Challenge(text, self.y[index], kind, self.provenance)
 
 

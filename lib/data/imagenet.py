@@ -172,8 +172,8 @@ def load_folder(
     for i, k in enumerate(order.tolist()):
         path = files[k][0]
         try:
-            with Image.open(path) as image:
-                image = image.convert("RGB")
+            with Image.open(path) as file:
+                image = file.convert("RGB")
                 scale = resized / min(image.size)
                 width, height = (max(resized, round(scale * v)) for v in image.size)
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -208,9 +208,9 @@ def load_resnet50(
         DamagedData: the file holds no weights of this network.
     """
     path = _verified("ResNet-50", RESNET50, root, Expected({}, train=()))
-    if build is None:
-        from torchvision.models import resnet50 as build
-    model = build()
+    from torchvision.models import resnet50
+
+    model = build() if build is not None else resnet50()
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:

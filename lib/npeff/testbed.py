@@ -152,7 +152,7 @@ def assemble(
     judged_on: tuple[Tensor, Tensor] | None = None,
     block: tuple[str, ...] | None = None,
     eps: float = 0.0,
-    **baselines: float,
+    baselines: Mapping[str, float] | None = None,
 ) -> Testbed:
     """Split the examples in two; accuracies are of `judged_on`, or of the held-out ones."""
     order = torch.arange(len(both.y))
@@ -160,7 +160,7 @@ def assemble(
     x, y = judged_on or (held_out.x, held_out.y)
     most = int(torch.bincount(fit.y).argmax())
     right = predict(model, x).argmax(1).cpu() == y
-    chance = {"majority": float((y == most).double().mean()), **baselines}
+    chance = {"majority": float((y == most).double().mean()), **(baselines or {})}
     accuracy = float(right.double().mean())
     if accuracy < max(chance.values()) + LEAST_MARGIN:
         name += ", model too weak"  # heads every figure

@@ -99,7 +99,7 @@ def grammar(
         inference.RULES,
         "norm",
         whole.provenance,
-        **{"hypothesis only": hypothesis_only(x, y, both.x[n_fit:], both.y[n_fit:])},
+        baselines={"hypothesis only": hypothesis_only(x, y, both.x[n_fit:], both.y[n_fit:])},
     )
 
 

@@ -95,7 +95,8 @@ def _read(
     path: Path, classes: tuple[str, ...], n: int
 ) -> tuple[tuple[tuple[str, str], ...], Tensor]:
     """The first n pairs of a table, and their labels as numbers."""
-    pairs, labels = [], []
+    pairs: list[tuple[str, str]] = []
+    labels: list[int] = []
     with gzip.open(path, "rt", encoding="utf8", newline="") as lines:
         for i, row in enumerate(csv.DictReader(lines)):
             if len(labels) == n:

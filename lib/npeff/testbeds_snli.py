@@ -94,7 +94,7 @@ def snli_pairs(run: Run, n_fit: int, n_held_out: int) -> Testbed:
         whole.names,
         "pooled",
         whole.provenance,
-        **_baselines(whole, test),
+        baselines=_baselines(whole, test),
         judged_on=test,
         block=BLOCK,
     )
@@ -155,7 +155,7 @@ def snli_and_challenges(
         CONCEPTS,
         "pooled",
         _mixed(sources, n),
-        **_baselines(whole, test),
+        baselines=_baselines(whole, test),
         judged_on=test,
         block=BLOCK,
     )

@@ -124,7 +124,7 @@ def test_a_network_that_hardly_beats_a_baseline_is_marked_and_not_judged(
     both = Examples(whole.test.x, whole.test.y, whole.test.y)
     bed = assemble(
         "planted", Reads(len(whole.vocabulary)), both, 30, nlp.NLI_LABELS, nlp.NLI_LABELS, "out",
-        NOTHING, half=baseline,
+        NOTHING, baselines={"half": baseline},
     )  # fmt: skip
     assert bed.too_weak == weak
     assert bed.name == "planted" + weak * ", model too weak"
