@@ -10,8 +10,9 @@ Real, below DATA_ROOT (`make data` fetches what is public):
     mnist          60,000 + 10,000 handwritten digits, 28x28
     fashion_mnist  60,000 + 10,000 pieces of clothing, 28x28
     housing        California housing, and a generated table with known entanglement
-    imagenet       one image a class with a trained MobileNetV2, and ten textures
-    nlp            SNLI and RTE sentence pairs, and the vocabulary
+    imagenet       one image a class with a trained MobileNetV2, and ten textures; or all of it
+    nlp            SNLI, RTE and MRPC sentence pairs, and the vocabulary
+    challenges     HANS, Breaking NLI, counterfactual SNLI, MNLI: tests of flawed heuristics
 Shared:
     base           provenance, splits, verification, image archives
     idx            the file format of the two MNIST sets

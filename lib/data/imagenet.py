@@ -6,12 +6,16 @@ numbers, batch normalisation folded into the convolutions). The network was trai
 so its accuracy on them flatters it. No licence is stated for the images: figures that are kept show
 index and label in their place.
 
+The whole of ImageNet's validation part and a ResNet-50 can be read from folders of one's own, see
+`load_folder` and `load_resnet50`.
+
 Public names: `load`, `load_network`, `prepare`, `SAMPLE`, `NETWORK`, `WHOLE`, `TEXTURES`,
-`load_textures`.
+`load_textures`, `load_folder`, `load_resnet50`, `standardise`, `FOLDER`, `RESNET50`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,6 +40,9 @@ from lib.data.base import (
 SAMPLE = "imagenet_sample/imagenet_sample_1000.npz"
 NETWORK = "imagenet_mobilenetv2/mobilenet_v2_1.0_224.npz"
 TEXTURES = "concept_images/dtd_textures.npz"
+FOLDER = "imagenet/val"  # one folder a class, named by its number in WordNet
+RESNET50 = "imagenet_resnet50/resnet50.pth"  # a state dict of torchvision's network
+SIDE, RESIZED = 224, 256
 WHOLE = Expected(
     {
         SAMPLE: "sha256:9acbf0ad242c9fac162314be374e79d987d74664d40fa175a608d081e3c0374f",
@@ -128,6 +135,89 @@ def _verified(what: str, file: str, root: Path | None, expected: Expected) -> Pa
     if file in expected.checksums:
         verify_file(path, expected.checksums[file])
     return path
+
+
+def load_folder(
+    root: Path | None = None, *, n: int, n_classes: int = 1000, seed: int = 0, side: int = SIDE
+) -> Sample:
+    """`n` random images of a folder with one folder a class, e.g. ImageNet's validation part.
+
+    The shorter side becomes 256 pixels, the central square of `side` = 224 is kept. Classes are
+    numbered in the order of their folders' names, which is the standard order.
+
+    Raises:
+        MissingData: no folder `imagenet/val` below `root` (default DATA_ROOT), or one without
+            `n_classes` folders.
+        ValueError: fewer images than asked for.
+        DamagedData: a file that is no image.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    root = root or config.data_root()
+    classes = sorted(p.name for p in (root / FOLDER).glob("*") if p.is_dir())
+    if len(classes) != n_classes:
+        wanted = f"{FOLDER} with {n_classes:,} folders (there are {len(classes):,})"
+        raise missing("ImageNet", root, [wanted], public=False)
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((root / FOLDER / name).iterdir())
+    ]
+    if not 1 <= n <= len(files):
+        raise ValueError(f"want 1 to {len(files):,} images, as many as there are, got {n:,}")
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:n]
+    x = torch.empty(n, 3, side, side, dtype=torch.uint8)
+    resized = RESIZED * side // SIDE
+    for i, k in enumerate(order.tolist()):
+        path = files[k][0]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+                scale = resized / min(image.size)
+                width, height = (max(resized, round(scale * v)) for v in image.size)
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+                left, upper = (width - side) // 2, (height - side) // 2
+                image = image.crop((left, upper, left + side, upper + side))
+                x[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        except (UnidentifiedImageError, OSError) as error:
+            raise DamagedData(f"{path.name} is no image ({error}); fetch it again") from error
+    y = torch.tensor([files[k][1] for k in order.tolist()])
+    note = f"{n:,} of {len(files):,} images, seed {seed}, central {side} x {side}"
+    provenance = Provenance("ImageNet", FOLDER, "terms of ImageNet", sha256_of(x, y), n, note)
+    return Sample(x, y, tuple(classes), provenance)
+
+
+def standardise(pixels: Tensor) -> Tensor:
+    """Pixels 0 to 255 as torchvision's networks want them."""
+    mean = torch.tensor([0.485, 0.456, 0.406], device=pixels.device)[:, None, None]
+    spread = torch.tensor([0.229, 0.224, 0.225], device=pixels.device)[:, None, None]
+    return (pixels.float() / 255 - mean) / spread
+
+
+def load_resnet50(
+    root: Path | None = None, *, build: Callable[[], nn.Module] | None = None
+) -> nn.Module:
+    """torchvision's ResNet-50 with the weights of a file, in evaluation mode.
+
+    Args:
+        build: makes the network; None is torchvision's.
+
+    Raises:
+        MissingData: no such file below `root` (default DATA_ROOT).
+        DamagedData: the file holds no weights of this network.
+    """
+    path = _verified("ResNet-50", RESNET50, root, Expected({}, train=()))
+    from torchvision.models import resnet50
+
+    model = build() if build is not None else resnet50()
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise DamagedData(
+            f"{path.name} holds no weights of a {type(model).__name__} ({error}); fetch it again"
+        ) from error
+    return model.eval()
 
 
 def prepare(pixels: Tensor) -> Tensor:

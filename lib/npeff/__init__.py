@@ -12,6 +12,7 @@ In the order of the method:
 - ``matching``: decompositions side by side; ``concept_search``: what top examples share;
   ``baselines``: clusters and factors of activations, concept tests.
 - ``program``: transformers compiled from small programs, whose variables are known.
-- ``testbeds``, ``components``: networks and examples of the notebooks, factorised once for all;
+- ``testbeds``, ``components``: networks and examples of the notebooks, factorised once for all
+  (``testbeds_snli``; ``testbeds_paper``: the document's own networks, from local folders);
   ``*_studies`` measure, ``*_pictures`` draw.
 """

@@ -205,9 +205,17 @@ def best_length(two: float, three: float, four: float, *, slope: float) -> float
 
     Source: specification 2.5, mode 3. The slope is that of the gradient along the direction,
     ``-4 <D, D'>``: a sum of squares, where the formula there is a difference of large numbers.
+
+    Raises:
+        FloatingPointError: a coefficient is not finite; 0 would look like the end of the descent.
     """
     cubic = [4 * four, 3 * three, 2 * two, slope]
-    if not np.isfinite(cubic).all() or not slope < 0:
+    if not np.isfinite(cubic).all():
+        raise FloatingPointError(
+            f"the loss along the direction is not finite (slope {slope:g}, {two:g}, {three:g}, "
+            f"{four:g}); the PEFs are too large for their dtype, normalise them or take float64"
+        )
+    if not slope < 0:
         return 0.0
     roots = np.roots(cubic)
     real = roots.real[(np.abs(roots.imag) <= 1e-7 * np.abs(roots)) & (roots.real > 0)]

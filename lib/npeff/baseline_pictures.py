@@ -49,7 +49,7 @@ def who_finds(
             axis.axhline(k - 0.5, color="#cccccc", linewidth=0.8)
     axis.axvline(LEAST_PRECISION, color="#cccccc", linestyle=":", zorder=0)
     axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set(xlabel="average precision of the rule's best group", xlim=(0, 1.03))
     figures.legend(fig, axis)
     return fig

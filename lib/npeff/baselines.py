@@ -63,10 +63,6 @@ class Clusters:
         order = outside.to(torch.uint8).sort(dim=0, stable=True).indices
         return near.gather(0, order)[:n_top].T.contiguous()
 
-    def indicator(self) -> Tensor:
-        """Membership as coefficients, 0 or 1, float64 `[n, k]`: comparable with W's columns."""
-        return torch.nn.functional.one_hot(self.assigned, len(self.centroids)).double()
-
 
 def cluster(
     activations: Tensor, n_clusters: int = N_CLUSTERS, *, seed: int, n_starts: int = N_STARTS

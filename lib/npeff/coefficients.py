@@ -44,7 +44,7 @@ def fit_coefficients(
         on each other.
 
     Raises:
-        ValueError: PEFs of another kind or model, or not finite.
+        ValueError: PEFs of another kind, model or K, or not finite.
     """
     n, q = _products(decomposition, fishers, chunk)
     return nonnegative.solve(q, n).to(decomposition.components.dtype)
@@ -148,6 +148,11 @@ def _products(decomposition: Decomposition, fishers: Fishers, chunk: int) -> tup
         raise ValueError(
             f"want {decomposition.kind} PEFs of the model and block of the decomposition, got "
             f"{fishers.kind} ones of {len(fishers.parameters)} parameter tensors"
+        )
+    if fishers.k != decomposition.k:
+        raise ValueError(
+            f"want PEFs of K = {decomposition.k:,} entries as the components were made of, got "
+            f"K = {fishers.k:,}; make them with that K, or store.truncate more of them"
         )
     raw = bool(decomposition.options.get("raw", False))
     if fishers.normalised == raw:

@@ -3,7 +3,7 @@
 Public names: `kept_share`, `KeptShare`, `planted`, `recovery`, `Recovery`, `rule_match`,
 `label_of_rule`, `most_tuned`, `sentences`, `n_effective`, `use_of_examples`, `pairs`, `nearest`,
 `permuted_nearest`, `mass_by_module`; for the claims `mean_share`, `share_of`, `same_concept`,
-`median_ratio`, `rules_found`, `over_pairs`, `judged`.
+`median_ratio`, `rules_found`, `over_pairs`.
 
 Source: document 3, sections 2.1, 2.2 and 3.3; specification sections 7 and 10 (check 6).
 """
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from lib import cache
-from lib.claims import Measured
 from lib.npeff import concept_search, matching, store
 from lib.npeff.components import Components, Tuning, n_top
 from lib.npeff.concept_search import RuleMatch
@@ -260,20 +259,6 @@ def same_concept(found: Components, tuning: Tuning) -> tuple[float, float]:
 def median_ratio(a: Tensor, b: Tensor) -> float:
     """Ratio of two medians over components."""
     return float(a.median() / b.median())
-
-
-def judged(
-    measured: Mapping[str, Measured], bed: Testbed, *, beside: Sequence[str] = ()
-) -> dict[str, Measured]:
-    """The measurements, without those of a network that is too weak to be judged.
-
-    Args:
-        beside: claims that are not about this network.
-    """
-    return {
-        name: value if name in beside or not bed.too_weak else None
-        for name, value in measured.items()
-    }
 
 
 def rules_found(match: RuleMatch, least: float = 0.5) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib.gradients.flat import select
+from lib.gradients.flat import select, size
 from lib.npeff import archive, concept_search, store
 from lib.npeff.coefficients import fit_coefficients
 from lib.npeff.decomposition import Decomposition
@@ -98,12 +98,18 @@ def components_of(
 def fishers_of(
     bed: Testbed, part: str, *, kind: str, k: int, progress: Progress | None = None
 ) -> Fishers:
-    """Raw PEFs of the testbed's "fit" or "held_out" examples, by every parameter, cached."""
+    """Raw PEFs of the testbed's "fit" or "held_out" examples, by its block, cached."""
     examples = {"fit": bed.fit, "held_out": bed.held_out}[part]
-    m = sum(weight.numel() for weight in select(bed.model).values())
+    m = size(select(bed.model, bed.block))
     most = m if kind == DIAGONAL else m * len(bed.classes)
     return archive.fetch_fishers(
-        bed.model, examples.x, kind=kind, k=min(k, most), progress=progress
+        bed.model,
+        examples.x,
+        kind=kind,
+        k=min(k, most),
+        block=bed.block,
+        eps=bed.eps,
+        progress=progress,
     )
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lib.features import Progress
-from lib.npeff import perturb, repair, selectivity, store
+from lib.npeff import concept_search, perturb, repair, store
 from lib.npeff.coefficients import expand, fit_coefficients
 from lib.npeff.component_studies import share_of
 from lib.npeff.components import Components, fishers_of
@@ -59,8 +59,8 @@ class Expanded:
     def top(self, rows: Tensor | None = None, n: int = N_TOP) -> Tensor:
         """Held-out examples of largest coefficient, among some rows if given: int64 `[r, n]`."""
         if rows is None:
-            return selectivity.top_examples(self.held_out, n)
-        return rows[selectivity.top_examples(self.held_out[rows], n)]
+            return concept_search.top_examples(self.held_out, n)
+        return rows[concept_search.top_examples(self.held_out[rows], n)]
 
 
 def expand_on_errors(

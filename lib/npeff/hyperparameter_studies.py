@@ -290,21 +290,16 @@ def descend(
         assert final.snapshot_steps is not None
         return {
             "steps": final.snapshot_steps,
-            "similarity": _to_the_end(final.snapshots),
-            "halfway": _to_the_end(final.snapshots[: n_snapshots // 2 + 1]),
+            "similarity": matching.convergence(final.snapshots),
+            "halfway": matching.convergence(final.snapshots[: n_snapshots // 2 + 1]),
             "loss_steps": final.loss_steps,
             "loss": final.losses / final.energy,
             "seconds": torch.tensor(seconds / (steps + steps // 10), dtype=torch.float64),
         }
 
-    entry = cache.fetch("descent", config, build, code=[decompose, unit, _to_the_end])
+    entry = cache.fetch("descent", config, build, code=[decompose, unit, matching.convergence])
     seconds = float(entry.pop("seconds"))
     return Descent(step, **entry, seconds=seconds)
-
-
-def _to_the_end(snapshots: Tensor) -> Tensor:
-    """Cosines of the columns of `[t, n, r]` with those of the last one, `[t, r]`."""
-    return torch.stack([matching.cosines(w, snapshots[-1]).diagonal() for w in snapshots])
 
 
 def after(descent: Descent, share: float) -> tuple[float, float]:

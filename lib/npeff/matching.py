@@ -73,7 +73,7 @@ def assign(larger: Tensor, smaller: Tensor) -> Tensor:
 
 
 def convergence(snapshots: Tensor) -> Tensor:
-    """Mean cosine of each component's coefficients with the final ones, float64 `[t]`.
+    """Cosine of each component's coefficients with the final ones, float64 `[t, r]`.
 
     Args:
         snapshots: W on the way `[t, n, r]`, the last one final.
@@ -81,7 +81,7 @@ def convergence(snapshots: Tensor) -> Tensor:
     if snapshots.ndim != 3 or not len(snapshots):
         raise ValueError(f"want snapshots [t, n, r], got {tuple(snapshots.shape)}")
     final = _unit(snapshots[-1])
-    return torch.stack([(_unit(w) * final).sum(0).mean() for w in snapshots])
+    return torch.stack([(_unit(w) * final).sum(0) for w in snapshots])
 
 
 def _unit(w: Tensor) -> Tensor:

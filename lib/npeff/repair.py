@@ -7,8 +7,8 @@ counter-examples of the heuristic are mended, and how much is damaged elsewhere.
 
 Three controls see the same selection examples. One gradient step, line-searched alike: the same
 gradient evaluations, without a component. Fine-tuning with as many evaluations of the gradient as
-the whole search has of the loss, in the control's favour. Random directions, one a candidate and
-of its length (downhill, but with no choice of size): their best result is what choosing among so
+the whole search has of the loss, in the control's favour. Random directions, one a candidate, on
+the same parameters, their sign and size chosen alike: their best result is what choosing among so
 many gives by chance.
 
 `accuracy_gains` is the paper's own way, with random directions beside it.
@@ -101,7 +101,7 @@ class Repair:
     best: int  # of least loss on the selection set; its index among the candidates
     gradient: Change  # one line-searched step down the gradient
     tuned: Change  # fine-tuning
-    random: tuple[Change, ...]  # a random direction of each candidate's length
+    random: tuple[Change, ...]  # a random direction for each candidate, line-searched alike
     sizes: Tensor  # float64 [s + 1], from 0, along the best candidate
     curve: Tensor  # float64 [s + 1, 2], test accuracy at these sizes
     n_gradients: int  # evaluations of the gradient, of the candidates together
@@ -298,8 +298,7 @@ def repair(
         unit = directions.unit[candidates[i]]
         found.append(bench.line_search(unit, float(unit @ gradient), sizes, zero))
         other = random_directions(unit != 0, 1, generator)[0].to(unit)
-        size = abs(found[-1].size) * (-1.0 if other @ gradient > 0 else 1.0)
-        random.append(Change(size, bench.loss(size * other), bench.accuracy(size * other)))
+        random.append(bench.line_search(other, float(other @ gradient), sizes, zero))
     best = min(range(len(found)), key=lambda i: found[i].loss)
     n_losses = len(found) * len(sizes)
     unit = directions.unit[candidates[best]]

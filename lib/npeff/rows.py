@@ -40,7 +40,7 @@ def largest(entries: Tensor, k: int) -> list[Tensor]:
     A processor sorts long rows slowly, so a threshold is guessed from a sample of the row and only
     what passes is searched; where the guess lets too few pass, the whole row is searched after all.
     """
-    magnitude = entries.abs()
+    magnitude = entries if bool(entries.amin() >= 0) else entries.abs()
     if magnitude.is_cuda:
         return [_largest_on_device(row, k) for row in magnitude]
     guesses, rows = _guess(magnitude, k), magnitude.numpy()

@@ -7,7 +7,7 @@ examples are to any change, and random directions of equal norm on the same para
 
 `lib.npeff.divergence` computes the divergences and says how precise they are.
 
-Public names: `top_examples`, `baseline_examples`, `measure`, `respond`, `Selectivity`,
+Public names: `baseline_examples`, `measure`, `respond`, `Selectivity`,
 `random_ratios`, `norm_ratios`, `predicted_kl`, `summarise`, `Summary`.
 
 Source: document 3, sections 2.3 (equation 5) and 3.1.2, figure 3; specification 5.2 to 5.4.
@@ -26,7 +26,7 @@ from lib.npeff.divergence import CHUNK, FORWARD, Data, Reference, checked_rows
 from lib.npeff.perturb import Directions, random_directions, scatter
 from lib.npeff.store import DIAGONAL, LOW_RANK, Parameters
 
-N_TOP, N_BASELINE = 128, 10_000  # the paper's
+N_BASELINE = 10_000  # the paper's
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,6 @@ class Selectivity:
     def ratio(self, kind: int = FORWARD) -> Tensor:
         """KL-ratio of the better sign, float64 `[k]`."""
         return self.ratios(kind).gather(1, self.sign(kind)[:, None])[:, 0]
-
-
-def top_examples(coefficients: Tensor, n_top: int = N_TOP) -> Tensor:
-    """Examples of largest coefficient, of equal ones the first: `[n, r]` to int64 `[r, T]`.
-
-    Raises:
-        ValueError: more examples asked for than there are, or coefficients with NaN.
-    """
-    if coefficients.ndim != 2 or not coefficients.isfinite().all():
-        raise ValueError(f"want finite coefficients [n, r], got {tuple(coefficients.shape)}")
-    if not 1 <= n_top <= len(coefficients):
-        raise ValueError(
-            f"want 1 to {len(coefficients)} top examples, as many as there are, got {n_top}"
-        )
-    order = coefficients.sort(dim=0, descending=True, stable=True).indices
-    return order[:n_top].T.contiguous()
 
 
 def baseline_examples(n: int, generator: torch.Generator, size: int = N_BASELINE) -> Tensor:
@@ -96,7 +80,7 @@ def measure(
         model: logits ``[n, C]`` from inputs; taken in eval mode, left as it was.
         data: inputs ``[n, ...]`` and labels ``[n]``.
         norm: length of a perturbation; the paper's is 0.1, and 0.3 to mend heuristics.
-        top: int64 ``[r, T]`` of `top_examples`, rows of `data`.
+        top: int64 ``[r, T]`` of `concept_search.top_examples`, rows of `data`.
         baseline: int64 ``[B]`` of `baseline_examples`, rows of `data`.
         chunk: examples of a forward pass; does not change the result beyond round-off.
         progress: wraps the range of components.

@@ -1,96 +1,35 @@
-"""The networks that document 3's notebooks take apart, with what is known about their examples.
+"""The networks that document 3's notebooks take apart, by name.
 
-A testbed is a trained classifier with two sets of examples it was not trained on: one to factorise
-(`fit`), one to read the components on (`held_out`), as in the paper. Where the data have known
-rules (the inference grammar), every example says which rule made it: the truth that the paper did
-not have.
+`lib.npeff.testbed` says what a testbed is; the two on SNLI are in `lib.npeff.testbeds_snli`, the
+document's own in `lib.npeff.testbeds_paper`.
 
-Public names: `load`, `Testbed`, `Examples`, `TESTBEDS`.
+Public names: `load`, `TESTBEDS`, and of `testbed` `judged`, `Testbed`, `Examples`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
 
 from lib import models
 from lib.config import Run
-from lib.data import cifar10, digits, inference, nlp
-from lib.data.base import Provenance, sha256_of
+from lib.data import cifar10, digits, inference
+from lib.data.base import sha256_of
+from lib.npeff.testbed import Examples, Testbed, assemble, first, hypothesis_only, judged
+from lib.npeff.testbeds_paper import bert_pairs, resnet50_images
+from lib.npeff.testbeds_snli import snli_and_challenges, snli_pairs
 from lib.probes.testbeds import fetch_cifar_network
-from lib.training import Recipe, fetch_model, predict
+from lib.training import Recipe, fetch_model
+
+__all__ = ["TESTBEDS", "Examples", "Testbed", "judged", "load"]
 
 RECIPES: Mapping[str, Recipe] = {
     "grammar": Recipe(15, 100, 0.005, optimizer="adam", schedule="triangular"),
-    "snli": Recipe(10, 100, 0.003, optimizer="adam", schedule="triangular"),
     "digits": Recipe(20, 50, 0.01, optimizer="adam", schedule="triangular"),
+    "cifar10-cnn": Recipe(5, 100, 0.005, optimizer="adam", schedule="triangular"),
 }
-LEAST_MARGIN = 0.1  # of accuracy above majority and hypothesis-only
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Inputs with labels and, where it is known, the rule or class that made each."""
-
-    x: Tensor  # [n, ...]
-    y: Tensor  # int64 [n]
-    concept: Tensor  # int64 [n], index into the testbed's `concepts`
-    text: tuple[tuple[str, str], ...] = ()  # premise and hypothesis, of pairs of sentences
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def take(self, index: Tensor) -> Examples:
-        """Some of the examples, in the order of `index`."""
-        text = tuple(self.text[i] for i in index.tolist()) if self.text else ()
-        return Examples(self.x[index], self.y[index], self.concept[index], text)
-
-
-@dataclass(frozen=True)
-class Testbed:
-    """A trained network and what it is taken apart on."""
-
-    name: str
-    model: nn.Module
-    fit: Examples
-    held_out: Examples
-    classes: tuple[str, ...]
-    concepts: tuple[str, ...]  # rules of the grammar; classes where nothing finer is known
-    layer: str  # whose activations stand for an example: the paper's CLS token or pooled features
-    provenance: Provenance
-    accuracy: float  # on the held-out examples
-    baselines: Mapping[str, float]  # accuracy of what ignores the question: majority, half inputs
-
-    @property
-    def has_rules(self) -> bool:
-        """Whether something finer than the labels is known of every example."""
-        return self.concepts != self.classes
-
-    @property
-    def drawn(self) -> bool:
-        """Whether figures may show the inputs: images without a licence may not."""
-        return not self.name.startswith("CIFAR")
-
-    @property
-    def margin(self) -> float:
-        """Held-out accuracy above the best baseline."""
-        return self.accuracy - max(self.baselines.values())
-
-    @property
-    def too_weak(self) -> bool:
-        """Whether the network is hardly better than a baseline: claims about it are not judged."""
-        return self.margin < LEAST_MARGIN
-
-    def __str__(self) -> str:
-        weak = "; MODEL TOO WEAK for claims" if self.too_weak else ""
-        least = ", ".join(f"{name} {value:.3f}" for name, value in self.baselines.items())
-        return (
-            f"{self.name}: {models.n_parameters(self.model):,} parameters, accuracy "
-            f"{self.accuracy:.3f} on {len(self.held_out):,} held-out examples ({least}){weak}"
-        )
 
 
 def load(
@@ -109,8 +48,8 @@ def load(
         run: for the seed of the network and the folder of the data.
         n_fit, n_held_out: examples of each set, none of which the network was trained on.
         n_train: training examples of "grammar"; the others have a fixed number.
-        without: rules of "grammar" that training leaves out (not the two sets of examples): what
-            they would have corrected becomes a flawed heuristic.
+        without: rules of "grammar", or sets of "snli-challenges", that training leaves out (not
+            the two sets of examples): what they would have corrected becomes a flawed heuristic.
 
     Raises:
         ValueError: an unknown name, or more examples than there are.
@@ -122,8 +61,13 @@ def load(
         raise ValueError(f"want n_fit and n_held_out >= 1, got {n_fit} and {n_held_out}")
     if name == "grammar":
         return grammar(run.seed, n_train, n_fit, n_held_out, without)
+    if name == "snli-challenges" and not n_train:
+        return snli_and_challenges(run, n_fit, n_held_out, without)
     if without or n_train:
-        raise ValueError("only the grammar has rules to leave out and a size to choose")
+        raise ValueError(
+            "only the grammar has a size to choose, and only it and snli-challenges parts to "
+            "leave out"
+        )
     return TESTBEDS[name](run, n_fit, n_held_out)
 
 
@@ -146,7 +90,7 @@ def grammar(
     )
     text = tuple(whole.vocabulary.decode(row) for row in whole.test.x)
     both = Examples(whole.test.x, whole.test.y, whole.test.rule, text)
-    return _testbed(
+    return assemble(
         "inference grammar",
         model,
         both,
@@ -155,7 +99,7 @@ def grammar(
         inference.RULES,
         "norm",
         whole.provenance,
-        **{"hypothesis only": hypothesis_only(x, y, both.x[n_fit:], both.y[n_fit:])},
+        baselines={"hypothesis only": hypothesis_only(x, y, both.x[n_fit:], both.y[n_fit:])},
     )
 
 
@@ -171,10 +115,30 @@ def digit_images(run: Run, n_fit: int, n_held_out: int) -> Testbed:
         data_hash=whole.provenance.sha256,
     )
     rest = torch.cat([whole.probe.x, whole.test.x]).view(-1, 1, 8, 8)
-    x, y = _first(rest, n_fit + n_held_out), torch.cat([whole.probe.y, whole.test.y])
+    x, y = first(rest, n_fit + n_held_out), torch.cat([whole.probe.y, whole.test.y])
     both = Examples(x, y[: len(x)], y[: len(x)])
-    return _testbed(
+    return assemble(
         "digits", model, both, n_fit, whole.names, whole.names, "flatten", whole.provenance
+    )
+
+
+def small_cifar_images(run: Run, n_fit: int, n_held_out: int) -> Testbed:
+    """A convolutional network of three layers on test images of CIFAR-10, at a processor's size."""
+    whole = cifar10.load(run.data_root)
+    model = fetch_model(
+        "cnn",
+        {"in_channels": 3, "size": 32, "channels": (16, 32, 64)},
+        lambda: (whole.train.x, whole.train.y),
+        RECIPES["cifar10-cnn"],
+        seed=run.seed,
+        data_hash=whole.provenance.sha256,
+        prepare=cifar10.standardise,
+        device=run.device,
+    )
+    x = cifar10.standardise(first(whole.test.x, n_fit + n_held_out))
+    both = Examples(x.to(run.device), whole.test.y[: len(x)], whole.test.y[: len(x)])
+    return assemble(
+        "CIFAR-10", model, both, n_fit, whole.names, whole.names, "flatten", whole.provenance
     )
 
 
@@ -193,9 +157,9 @@ def cifar_images(run: Run, n_fit: int, n_held_out: int) -> Testbed:
     state = fetch_cifar_network("resnet20", recipe, whole.provenance.sha256, run.device, run.seed)
     model = models.build("resnet20", torch.Generator(), run.device)
     model.load_state_dict(state)
-    x = cifar10.standardise(_first(whole.test.x, n_fit + n_held_out))
+    x = cifar10.standardise(first(whole.test.x, n_fit + n_held_out))
     both = Examples(x.to(run.device), whole.test.y[: len(x)], whole.test.y[: len(x)])
-    return _testbed(
+    return assemble(
         "CIFAR-10", model, both, n_fit, whole.names, whole.names, "layer3", whole.provenance
     )
 
@@ -207,98 +171,21 @@ def published_cifar_images(run: Run, n_fit: int, n_held_out: int) -> Testbed:
     """
     whole = cifar10.load_lossless(run.data_root)
     model = cifar10.load_network(run.data_root).to(run.device)
-    x = cifar10.published_inputs(_first(whole.x, n_fit + n_held_out))
+    x = cifar10.published_inputs(first(whole.x, n_fit + n_held_out))
     both = Examples(x.to(run.device), whole.y[: len(x)], whole.y[: len(x)])
     name = "CIFAR-10, training images of a published ResNet-20"
-    return _testbed(name, model, both, n_fit, whole.names, whole.names, "layer3", whole.provenance)
-
-
-def snli_pairs(run: Run, n_fit: int, n_held_out: int) -> Testbed:
-    """A transformer trained on SNLI's own validation and test pairs, split by premise."""
-    whole = nlp.load_snli(run.data_root, n_words=4000)
-    spec = {
-        "n_words": len(whole.vocabulary),
-        "length": whole.train.x.shape[1],
-        "n_blocks": 2,
-        "width": 64,
-    }
-    x, y = whole.train.x, whole.train.y
-    model = fetch_model(
-        "transformer",
-        spec,
-        lambda: (x, y),
-        RECIPES["snli"],
-        seed=run.seed,
-        data_hash=sha256_of(x, y),
-    )
-    rows, labels = _first(whole.test.x, n_fit + n_held_out), whole.test.y
-    both = Examples(rows, labels[: len(rows)], labels[: len(rows)], whole.test.text[: len(rows)])
-    return _testbed(
-        "SNLI",
-        model,
-        both,
-        n_fit,
-        whole.names,
-        whole.names,
-        "norm",
-        whole.provenance,
-        **{"hypothesis only": hypothesis_only(x, y, both.x[n_fit:], both.y[n_fit:])},
-    )
-
-
-def hypothesis_only(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> float:
-    """Accuracy of a linear classifier on the words of the hypothesis alone.
-
-    Args:
-        x: rows of word numbers with a separator before the hypothesis.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    n_words = int(max(x.max(), x_test.max())) + 1
-
-    def bag(rows: Tensor) -> Tensor:
-        behind = (rows == nlp.SEPARATOR).cumsum(1) > 0
-        words = torch.where(behind & (rows != nlp.SEPARATOR), rows, nlp.PAD)
-        counts = torch.zeros(len(rows), n_words).scatter_add_(1, words, torch.ones(rows.shape))
-        counts[:, nlp.PAD] = 0
-        return counts.clamp(max=1)
-
-    fitted = LogisticRegression(C=0.3, max_iter=300).fit(bag(x).numpy(), y.numpy())
-    return float(fitted.score(bag(x_test).numpy(), y_test.numpy()))
-
-
-def _first(x: Tensor, n: int) -> Tensor:
-    if n > len(x):
-        raise ValueError(f"want at most {len(x):,} examples in both sets together, got {n:,}")
-    return x[:n]
-
-
-def _testbed(
-    name: str,
-    model: nn.Module,
-    both: Examples,
-    n_fit: int,
-    classes: tuple[str, ...],
-    concepts: tuple[str, ...],
-    layer: str,
-    provenance: Provenance,
-    **baselines: float,
-) -> Testbed:
-    order = torch.arange(len(both.y))
-    fit, held_out = both.take(order[:n_fit]), both.take(order[n_fit:])
-    most = int(torch.bincount(fit.y).argmax())
-    right = predict(model, held_out.x).argmax(1).cpu() == held_out.y
-    chance = {"majority": float((held_out.y == most).double().mean()), **baselines}
-    accuracy = float(right.double().mean())
-    return Testbed(
-        name, model, fit, held_out, classes, concepts, layer, provenance, accuracy, chance
-    )
+    return assemble(name, model, both, n_fit, whole.names, whole.names, "layer3", whole.provenance)
 
 
 TESTBEDS: Mapping[str, Callable[..., Testbed]] = {
     "grammar": grammar,
     "digits": digit_images,
     "snli": snli_pairs,
+    "snli-challenges": snli_and_challenges,
     "cifar10": cifar_images,
+    "cifar10-cnn": small_cifar_images,
     "cifar10-published": published_cifar_images,
+    "bert-mnli": partial(bert_pairs, folder="bert_mnli"),
+    "bert-qqp": partial(bert_pairs, folder="bert_qqp"),
+    "resnet50": resnet50_images,
 }

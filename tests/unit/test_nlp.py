@@ -131,8 +131,50 @@ def test_rte_keeps_its_split(tmp_path: Path, rte: Expected):
     assert data.names[0] == "entailment"
 
 
+def test_stems_are_words_without_common_endings():
+    stems = nlp.stems_of("Dogs running, stopped; dresses passing. The red wedding is sings, used")
+    assert stems == [
+        "dog", "run", "stop", "dress", "pass", "the", "red", "wed", "is", "sing", "used",
+    ]  # fmt: skip
+    assert nlp.stems_of("A man rides") == nlp.stems_of("a man ride")
+
+
+def test_counterfactual_training_pairs_come_after_snli_and_are_not_held_out(
+    tmp_path: Path, snli: Expected
+):
+    columns = ("split", "part", "premise", "hypothesis", "label")
+    rows = [("train", "original", f"A cat {k} naps.", "It rests.", "neutral") for k in range(4)]
+    rows += [("train", "original", f"A dog, no {k}, runs.", "It!", "neutral") for k in range(10)]
+    rows += [("test", "original", "A bird.", "It flies.", "entailment")]
+    digest = write(tmp_path / nlp.REVISED, columns, rows)
+    more = Expected({nlp.REVISED: digest}, train=(0, 14, 0))
+    own = nlp.load_snli(tmp_path, expected=snli)
+    data = nlp.load_snli(tmp_path, revised=True, expected=snli, expected_revised=more)
+    assert data.train.text[: len(own.train)] == own.train.text
+    assert data.test.text == own.test.text
+    added = {premise for premise, _ in data.train.text[len(own.train) :]}
+    assert {f"A cat {k} naps." for k in range(4)} <= added
+    assert not added & {premise for premise, _ in data.test.text}
+    assert "A bird." not in added
+
+
+def test_mrpc_trains_on_its_validation_rows_too(tmp_path: Path):
+    rows = [(split, "One.", "Two.", label) for split, label in
+            (("train", "1"), ("validation", "0"), ("test", "1"))]  # fmt: skip
+    digest = write(tmp_path / nlp.MRPC, RTE_COLUMNS, rows)
+    expected = Expected({nlp.MRPC: digest}, train=(1, 1), test=(0, 1))
+    data = nlp.load_mrpc(tmp_path, expected=expected)
+    assert data.train.y.tolist() == [1, 0]
+    assert data.test.y.tolist() == [1]
+    assert data.names == ("other", "paraphrase")
+
+
 def test_absent_files_are_one_sentence(tmp_path: Path):
-    for load, file in ((nlp.load_snli, nlp.SNLI), (nlp.load_rte, nlp.RTE)):
+    for load, file in (
+        (nlp.load_snli, nlp.SNLI),
+        (nlp.load_rte, nlp.RTE),
+        (nlp.load_mrpc, nlp.MRPC),
+    ):
         with pytest.raises(MissingData, match=f"wanted {file}; set DATA_ROOT"):
             load(tmp_path)
 

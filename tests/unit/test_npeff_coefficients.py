@@ -32,9 +32,9 @@ def components(r: int = 5, m: int = 40, seed: int = 0) -> Tensor:
     return torch.nn.functional.normalize(g)
 
 
-def frozen(g: Tensor, fishers: store.Fishers) -> Decomposition:
+def frozen(g: Tensor, fishers: store.Fishers, k: int | None = None) -> Decomposition:
     found = decompose(fishers, len(g), seed=0, steps=1)
-    return replace(found, components=g)
+    return replace(found, components=g, k=k or fishers.k)
 
 
 @pytest.mark.parametrize("r", [3, 17])
@@ -80,7 +80,7 @@ def test_chunks_of_examples_change_nothing(kind: str):
     else:
         rows = torch.rand(20, 40, generator=torch.Generator().manual_seed(0)).double()
         fishers = store.normalise(store.from_dense(rows, kind=kind))
-    whole = replace(frozen(g, mixtures(20, g, 1)[0]), kind=kind)
+    whole = replace(frozen(g, mixtures(20, g, 1)[0], fishers.k), kind=kind)
     a, b = (fit_coefficients(whole, fishers, chunk=c) for c in (5, 100))
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
@@ -98,10 +98,19 @@ def test_entries_on_other_parameters_are_dropped():
         fit_coefficients(replace(whole, parameters=(("other", (40,)),)), fishers)
 
 
+def test_fishers_of_another_k_are_refused():
+    g = components()
+    fishers, _ = mixtures(20, g, 1)
+    whole = frozen(g, fishers)
+    fewer = store.truncate(fishers, 50)
+    with pytest.raises(ValueError, match=r"want PEFs of K = 200 entries .* got K = 50"):
+        fit_coefficients(whole, fewer)
+
+
 def test_expansion_leaves_frozen_components_alone_and_lowers_the_loss():
     g = components(r=6)
     fishers, _ = mixtures(80, g, 1)
-    general = frozen(g[:4], mixtures(80, g[:4], 2)[0])
+    general = frozen(g[:4], mixtures(80, g[:4], 2)[0], fishers.k)
     alone = expand(general, fishers, 0, seed=0)
     torch.testing.assert_close(alone.coefficients, fit_coefficients(general, fishers))
     found = expand(general, fishers, 2, seed=0, new_steps=20, steps=300)
@@ -116,7 +125,7 @@ def test_expansion_leaves_frozen_components_alone_and_lowers_the_loss():
 def test_a_checkpoint_of_other_frozen_components_is_refused(tmp_path):
     g = components(r=6)
     fishers, _ = mixtures(60, g, 1)
-    first = frozen(g[:4], mixtures(60, g[:4], 2)[0])
+    first = frozen(g[:4], mixtures(60, g[:4], 2)[0], fishers.k)
     second = replace(first, components=g[[5, 4, 3, 2]].clone())
     path = tmp_path / "expansion"
     expand(first, fishers, 2, seed=0, steps=60, checkpoint=path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib.npeff import alternating, factorise, products, store
+from lib.npeff import alternating, component_studies, factorise, products, store
 from lib.npeff.factorise import Decomposition, decompose, explained, unit
 from lib.npeff.store import Fishers
 
@@ -22,25 +22,10 @@ def random_fishers(
     return store.normalise(store.from_dense(rows))
 
 
-def planted(
-    n: int = 400, r: int = 6, m: int = 80, used: int = 20, c: int = 3, seed: int = 0
-) -> tuple[Fishers, Tensor, Tensor]:
-    """Mixtures of one or two of r unit, partly sparse components (check 6)."""
-    generator = torch.Generator().manual_seed(seed)
-    g = torch.zeros(r, m, dtype=torch.float64)
-    for row in g:
-        at = torch.randperm(m, generator=generator)[:used]
-        row[at] = torch.randn(used, generator=generator, dtype=torch.float64)
-    g = torch.nn.functional.normalize(g)
-    w = torch.zeros(n, r, dtype=torch.float64)
-    rows = torch.zeros(n, c, m, dtype=torch.float64)
-    for i in range(n):
-        active = torch.randperm(r, generator=generator)[: 1 + i % 2]
-        w[i, active] = 0.25 + torch.rand(len(active), generator=generator, dtype=torch.float64)
-        for slot, j in enumerate(active.tolist()):
-            rows[i, slot] = w[i, j].sqrt() * g[j]
-    raw = store.from_dense(rows)
-    return store.normalise(raw), w / raw.norms[:, None], g
+def planted(n: int = 400, seed: int = 0) -> tuple[Fishers, Tensor, Tensor]:
+    """Mixtures of one or two of 6 unit, partly sparse components (check 6)."""
+    fishers, g, w = component_studies.planted(seed, n=n, r=6)
+    return fishers, w, g
 
 
 def matched(found: Decomposition, w: Tensor, g: Tensor) -> tuple[float, float]:
@@ -326,3 +311,11 @@ def test_a_rate_that_does_not_descend_is_refused(option, match):
     fishers = store.normalise(store.from_dense(torch.rand(9, 2, 8, dtype=torch.float64)))
     with pytest.raises(ValueError, match=match):
         decompose(fishers, 2, seed=0, step="gd", **option)
+
+
+def test_a_loss_that_is_not_finite_along_the_direction_is_no_silent_end():
+    assert alternating.best_length(1.0, 0.0, 0.0, slope=-2.0) == pytest.approx(1.0)
+    assert alternating.best_length(1.0, 0.0, 0.0, slope=0.0) == 0.0
+    for bad in (float("inf"), float("nan")):
+        with pytest.raises(FloatingPointError, match="along the direction is not finite"):
+            alternating.best_length(1.0, bad, 0.0, slope=-2.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib.npeff import perturb, selectivity
+from lib.npeff import concept_search, perturb, selectivity
 from lib.npeff.divergence import FORWARD, REVERSE, divergences, measured_kl
 
 N, D, C = 240, 12, 3
@@ -280,7 +280,7 @@ def planted() -> dict:
 def measured(planted: dict, **options) -> selectivity.Selectivity:
     settings = {
         "norm": 0.1,
-        "top": selectivity.top_examples(planted["w"], 30),
+        "top": concept_search.top_examples(planted["w"], 30),
         "baseline": selectivity.baseline_examples(N, draw(7), 100),
     }
     model = options.pop("model", planted["model"])
@@ -333,7 +333,7 @@ def test_measure_equals_one_component_at_a_time(planted) -> None:
 
 def test_random_ratios_equal_their_definition(planted) -> None:
     base = selectivity.baseline_examples(N, draw(7), 100)
-    top = selectivity.top_examples(planted["w"], 30)
+    top = concept_search.top_examples(planted["w"], 30)
     d = planted["directions"]
     found = selectivity.random_ratios(
         planted["model"],
@@ -414,15 +414,6 @@ def test_inputs_with_nan_are_refused_by_their_example(planted) -> None:
     x[selectivity.baseline_examples(N, draw(7), 100)[0]] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         measured(planted, data=(x, y))
-
-
-def test_top_examples_are_largest_first_and_equal_ones_in_order() -> None:
-    w = torch.tensor([[1.0, 0.0], [3.0, 0.0], [3.0, 2.0], [0.0, 0.0]])
-    assert selectivity.top_examples(w, 3).tolist() == [[1, 2, 0], [2, 0, 1]]
-    with pytest.raises(ValueError, match="as many as there are"):
-        selectivity.top_examples(w, 5)
-    with pytest.raises(ValueError, match="finite"):
-        selectivity.top_examples(w / 0, 2)
 
 
 def test_baseline_is_random_without_repeats_or_everything() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lib.npeff import concept_search
 from lib.npeff import perturb_diagonal as diagonal
-from lib.npeff import selectivity
 from lib.npeff.divergence import log_probabilities, loss_and_gradient
 
 N, D, C = 120, 9, 3
@@ -219,7 +219,7 @@ def test_planted_diagonal_components_are_selective() -> None:
             kept,
             parameters,
             dataset,
-            top=selectivity.top_examples(w, 20),
+            top=concept_search.top_examples(w, 20),
             baseline=torch.arange(N),
             generator=generator,
         )
@@ -229,7 +229,7 @@ def test_planted_diagonal_components_are_selective() -> None:
         assert (found.selectivity.ratio() > 1).all()
         assert torch.equal(linear.weight, before)
     # a step against the loss lowers it on the examples that it was made for
-    top = selectivity.top_examples(w, 20)[0]
+    top = concept_search.top_examples(w, 20)[0]
     _, gradient = loss_and_gradient(linear, (x, y), parameters, top)
     change = diagonal.average(h[0], dataset, gradient.sign(), 1e-3, 0.5)
     assert change @ gradient < 0

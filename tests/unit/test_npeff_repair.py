@@ -71,7 +71,8 @@ def test_planted_flaw_is_found_and_mended_without_damage(case) -> None:
     assert mended > 0.7
     assert damaged > -0.05
     assert best.size < 0  # less trust in input 1
-    assert found.net(best) > found.null
+    # on two parameters a random direction may be as good, but most are not
+    assert found.net(best) > sum(found.net(c) for c in found.random) / len(found.random)
     assert found.largest >= found.net(best)
     assert torch.equal(case["model"].weight, before)
 
@@ -102,10 +103,12 @@ def test_candidates_never_raise_the_loss_and_the_best_has_the_least(case) -> Non
     assert (found.n_gradients, found.n_losses) == (1, 5 * len(SIZES))
 
 
-def test_random_directions_have_the_lengths_of_the_candidates(case) -> None:
+def test_random_directions_choose_their_sizes_as_candidates_do(case) -> None:
     found = run(case)
-    for a, b in zip(found.random, found.candidates, strict=True):
-        assert abs(a.size) == pytest.approx(abs(b.size))
+    assert len(found.random) == len(found.candidates)
+    for change in found.random:
+        assert abs(change.size) in (0.0, *SIZES)
+        assert change.loss <= found.before.loss
     again = run(case)
     assert [c.loss for c in again.random] == [c.loss for c in found.random]
 
