@@ -46,6 +46,7 @@ CAMVID, CLOTHING = "concept_images/camvid.npz", "concept_images/clothing_parsing
 FILES = (CAMVID, CLOTHING, imagenet.TEXTURES)
 NOTHING = ("unlabelled", "null")  # labels that name no concept
 BODY_PARTS = ("skin", "hair")
+LEVELS = 64  # of a channel, in the table of nearest colours
 WHOLE = Expected(
     {
         CAMVID: "sha256:06b267500ea2a3ed7b3a2cc0acc905bb94e305ae38c21d18499c85c251047764",
@@ -184,9 +185,9 @@ def _concepts(names: list[tuple[str, str]]) -> tuple[Concept, ...]:
 def nearest_colours(images: Tensor, *, chunk: int = 256) -> Tensor:
     """Label of the nearest of the eleven basic colours, for every 2x2 pixels.
 
-    Means of 2x2 pixels and the palette of `lib.data.scenes` are compared in CIELAB, where distance
-    is about what an eye sees. Broden's colour labels come from names that people gave to colours;
-    this is a substitute.
+    Means of 2x2 pixels, rounded to 64 levels a channel so that a table answers, and the palette of
+    `lib.data.scenes` are compared in CIELAB, where distance is about what an eye sees. Broden's
+    colour labels come from names that people gave to colours; this is a substitute.
 
     Args:
         images: uint8 `[n, h, w, 3]`.
@@ -195,11 +196,13 @@ def nearest_colours(images: Tensor, *, chunk: int = 256) -> Tensor:
         int64 `[n, h // 2, w // 2]`, 1 to 11 in the order of the palette.
     """
     palette = _lab(torch.tensor([rgb for _, rgb in COLOURS]))
+    level = (torch.arange(LEVELS) + 0.5) / LEVELS
+    table = torch.cdist(_lab(torch.cartesian_prod(level, level, level)), palette).argmin(1) + 1
     found = []
     for part in images.split(chunk):
-        small = F.avg_pool2d(part.permute(0, 3, 1, 2).float() / 255, 2).permute(0, 2, 3, 1)
-        nearest = torch.cdist(_lab(small).flatten(0, 2), palette).argmin(1)
-        found.append(nearest.reshape(small.shape[:3]) + 1)
+        small = F.avg_pool2d(part.permute(0, 3, 1, 2).float(), 2).permute(0, 2, 3, 1)
+        red, green, blue = (small * (LEVELS / 256)).long().unbind(-1)
+        found.append(table[(red * LEVELS + green) * LEVELS + blue])
     return torch.cat(found)
 
 
