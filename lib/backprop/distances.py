@@ -36,6 +36,10 @@ class Distance(ABC):
     def value(self, delta: Tensor) -> Tensor:
         """Distance of each row of `delta`, `[n, ...]`, as `[n]`."""
 
+    def take(self, rows: Tensor) -> Distance:
+        """The distance for some of the rows it was made for; itself where rows are alike."""
+        return self
+
 
 @dataclass(frozen=True)
 class Simple(Distance):
@@ -158,3 +162,6 @@ class DecodedMSE(Distance):
 
     def value(self, delta: Tensor) -> Tensor:
         return ((self.decoder(self.point + delta) - self.reference) ** 2).flatten(1).mean(1)
+
+    def take(self, rows: Tensor) -> DecodedMSE:
+        return DecodedMSE(self.decoder, self.point[rows], self.reference[rows])

@@ -1,9 +1,9 @@
 """Edits of pictures, each judged by what is in the picture and not by the probe that made it.
 
-`faithful` runs a notebook of document 5, `sound` solves the document's own problem in the latent
-space, `through_picture` asks for it in the decoded picture; `straight`, `random_change` and `pixels` are what they are compared with: the nearest latent
-without regard to the picture, any change of the same length, and the picture's own pixels
-(specification 4.4).
+`faithful` runs a notebook of document 5; `sound` solves the document's own problem in the latent
+space, `through_picture` asks for it in the decoded picture. They are compared with `straight` (the
+nearest latent without regard to the picture), `random_change` (any change of the same length) and
+`pixels` (the picture's own pixels); specification 4.4.
 
 Public names: `Edit`, `faithful`, `sound`, `through_picture`, `straight`, `random_change`, `pixels`,
 `without_loop`, `darkest`.
@@ -140,7 +140,9 @@ def sound(
     def run(x: Tensor) -> Maximisation:
         z, decoder = bed.autoencoder.encoder(x), bed.autoencoder.decoder
         terms = [(1.0, DecodedMSE(decoder, z, decoder(z))), (SPARSE, L1())]
-        objective = Objective(site.layer, probe, terms, site.operator, link=site.link)
+        objective = Objective(
+            site.layer, probe, terms, site.operator, link=site.link, any_rows=True
+        )
         return maximise_to(objective, x, site.target if target is None else target)
 
     return _edited(bed, site, probe, rows, run, site.link)
@@ -158,7 +160,7 @@ def through_picture(bed: Bed, site: Site, probe: LinearProbe, rows: Tensor) -> E
         z = encoder(x)
         terms = [(1.0, DecodedMSE(decoder, z, decoder(z))), (SPARSE, L1())]
         operator = decoding(encoder, decoder)
-        objective = Objective(site.read, probe, terms, operator, link=site.link)
+        objective = Objective(site.read, probe, terms, operator, link=site.link, any_rows=True)
         return maximise_to(objective, x, site.target)
 
     return _edited(bed, site, probe, rows, run, site.link)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 NO_PAPER: dict[str, str] = {
+    "52_images": "`full` already is the document's data and architecture; a GPU may take more rows",
+    "54_open_questions": "the document proposes these experiments and states no sizes",
     "51_tabular": "`full` already is the document's table at the document's size",
 }
 
@@ -43,6 +45,58 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "n_rows": 64,
                 "epochs": 40,
             },
+        },
+    },
+    "52_images": {
+        "quick": {
+            "beds": {
+                "digits": {
+                    "n_train": 1000,
+                    "channels": 8,
+                    "latent": 32,
+                    "epochs": 20,
+                    "batch": 32,
+                    "lr": 2e-3,
+                },
+            },
+            "loop_set": "digits",
+            "bright_set": "digits",
+            "shown_loop": 73,
+            "shown_bright": (41, 95, 150, 177),
+            "n_loop": 120,
+            "n_bright": 32,
+            "n_faithful": 60,
+            "n_through": 16,
+            "targets": (0.5, 0.9, 0.99, 0.999),
+        },
+        "full": {
+            "beds": {
+                "mnist": {
+                    "n_train": 12000,
+                    "channels": 32,
+                    "latent": 64,
+                    "epochs": 6,
+                    "batch": 64,
+                    "lr": 1e-3,
+                },
+                "fashion": {
+                    "n_train": 6000,
+                    "channels": 64,
+                    "latent": 128,
+                    "epochs": 6,
+                    "batch": 64,
+                    "lr": 1e-3,
+                },
+            },
+            "loop_set": "mnist",
+            "bright_set": "fashion",
+            "shown_loop": 73,
+            "shown_bright": (41, 95, 150, 777),
+            "n_loop": 200,
+            "n_bright": 32,
+            "n_faithful": 60,
+            "n_through": 24,
+            "targets": (0.5, 0.9, 0.99, 0.999),
         },
     },
 }
