@@ -14,6 +14,7 @@ gives 4.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -172,7 +173,7 @@ def fetch_classifier(
 
 def _fetched(
     model: Network,
-    spec: dict[str, object],
+    spec: Mapping[str, object],
     x: Tensor,
     y: Tensor,
     recipe: Recipe,
@@ -193,7 +194,13 @@ def _fetched(
         train(model, x, y, recipe, generator=generator)
         return {name: weight.contiguous() for name, weight in model.state_dict().items()}
 
-    parts = [type(model), initialise, train, LOSSES[recipe.loss], SCHEDULES[recipe.schedule]]
+    parts: list[Callable[..., object]] = [
+        type(model),
+        initialise,
+        train,
+        LOSSES[recipe.loss],
+        SCHEDULES[recipe.schedule],
+    ]
     state = cache.fetch(f"model-{type(model).__name__.lower()}", config, build, code=parts)
     model.load_state_dict(state)
     return model.to(device).eval().requires_grad_(False)

@@ -74,7 +74,7 @@ def load(name: str, root: Path, *, seed: int, n_train: int) -> Pictures:
         x, y, rows, labels = found.train.x, found.train.y, *rest
         x, rows, k = _enlarged(x), _enlarged(rows), N_PROBE_DIGITS
     elif name in ("mnist", "fashion"):
-        found = (mnist if name == "mnist" else fashion_mnist).load(root)  # type: ignore[assignment]
+        found = (mnist if name == "mnist" else fashion_mnist).load(root)
         x, y, rows, labels = found.train.x, found.train.y, found.test.x, found.test.y
         x, rows, k = _scaled(x[:n_train]), _scaled(rows), N_PROBE
     else:
