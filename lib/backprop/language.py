@@ -11,6 +11,7 @@ Public names: `WORDS`, `Sentences`, `sentences`, `is_grammatical`, `CausalModel`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -212,7 +213,14 @@ def fetch_model(
         train(model, x, y, recipe, generator=generator)
         return dict(model.state_dict())
 
-    parts = [CausalModel, _Block, sentences, initialise, train, cross_entropy]
+    parts: list[Callable[..., object]] = [
+        CausalModel,
+        _Block,
+        sentences,
+        initialise,
+        train,
+        cross_entropy,
+    ]
     parts.append(SCHEDULES[recipe.schedule])
     model.load_state_dict(cache.fetch("model-causal", config, build, code=parts))
     return model.eval().requires_grad_(False)

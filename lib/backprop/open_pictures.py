@@ -168,10 +168,10 @@ def quality_panels(study: QualityStudy, sizes: Sequence[Configuration]) -> Figur
     left.set(xlabel="S of the probe", ylabel="share of the edit on the true features, Q")
     left.legend()
     for k, name in enumerate(sorted({c.architecture for c in sizes})):
-        mine = [c for c in sizes if c.architecture == name]
-        x = [c.n_weights for c in mine]
+        of = [c for c in sizes if c.architecture == name]
+        x = [c.n_weights for c in of]
         for j, (words, values) in enumerate(
-            (("truth", [c.truth for c in mine]), ("probe reads .9", [c.success for c in mine]))
+            (("truth", [c.truth for c in of]), ("probe reads .9", [c.success for c in of]))
         ):
             mean, error = zip(*(share(v) for v in values), strict=True)
             right.errorbar(

@@ -124,7 +124,7 @@ def _world(
     test = draw(world, N_TEST, generator=generator)
     explained = draw(world, 10 * n_explained, generator=generator)
     explained = explained[concept(explained) < -0.5][:n_explained]
-    found: list[tuple[Tensor, ...]] = []
+    settings, fitted, scores, chance = [], [], [], []
     for n in n_rows:
         for noise in noises:
             rows = draw(world, n, generator=generator)
@@ -132,12 +132,21 @@ def _world(
             y = (concept(rows) > 0).long() ^ flips
             coins = torch.randint(2, (n,), generator=generator)
             probe, score = _probe(layer, rows, y, test, n_seeds)
-            _, by_coin = _probe(layer, rows, coins, test, n_seeds)
-            edit = _explain(layer, probe, explained, n_seeds)
-            each = torch.full((n_seeds,), 1.0)
-            found.append((each * n, each * noise, score, score - by_coin.abs(), *edit))
-    columns = [torch.cat(values) for values in zip(*found, strict=True)]
-    return Study([world] * len(columns[0]), *columns)
+            settings += [(float(n), float(noise))] * n_seeds
+            fitted.append(probe)
+            scores.append(score)
+            chance.append(_probe(layer, rows, coins, test, n_seeds)[1])
+    every = {name: weight.repeat(len(fitted), *[1] * (weight.ndim - 1)) for name, weight in
+             state.items()}  # fmt: skip
+    probe = StackedProbe(
+        torch.cat([p.get_buffer("weight") for p in fitted]),
+        torch.cat([p.get_buffer("bias") for p in fitted]),
+    )
+    edit = _explain(StackedPrefix("mlp", spec, every, "hidden2"), probe, explained)
+    score = torch.cat(scores)
+    chosen = torch.tensor(settings)
+    selectivity = score - torch.cat(chance).abs()
+    return Study([world] * len(score), chosen[:, 0], chosen[:, 1], score, selectivity, *edit)
 
 
 def _activations(layer: StackedPrefix, x: Tensor, n_models: int) -> Tensor:
@@ -155,12 +164,13 @@ def _probe(
 
 
 def _explain(
-    layer: StackedPrefix, probe: StackedProbe, rows: Tensor, n_models: int
+    layer: StackedPrefix, probe: StackedProbe, rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Q, truth and share converged, a number a network."""
+    """Q, truth and share converged, a number a probe; all probes at once."""
+    n_models = layer.n_models
     s = rows.repeat(n_models, 1)
     objective = Objective(layer, probe, [(1.0, L2Sq())], link="sigmoid")
-    edit = maximise_to(objective, s, TARGET, max_steps=60)
+    edit = maximise_to(objective, s, TARGET, max_steps=40)
     delta = edit.delta.unflatten(0, (n_models, -1))
     mass = delta.abs().sum((1, 2)).clamp_min(1e-12)
     quality = delta[..., :N_CONCEPT].abs().sum((1, 2)) / mass

@@ -8,6 +8,16 @@ NO_PAPER: dict[str, str] = {
     "51_tabular": "`full` already is the document's table at the document's size",
 }
 
+# the autoencoder of the embedded digits: the document's architecture, narrow
+_DIGITS: dict[str, object] = {
+    "n_train": 1000,
+    "channels": 8,
+    "latent": 32,
+    "epochs": 20,
+    "batch": 32,
+    "lr": 2e-3,
+}
+
 SIZES: dict[str, dict[str, dict[str, object]]] = {
     "51_tabular": {
         "quick": {
@@ -50,14 +60,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
     "52_images": {
         "quick": {
             "beds": {
-                "digits": {
-                    "n_train": 1000,
-                    "channels": 8,
-                    "latent": 32,
-                    "epochs": 20,
-                    "batch": 32,
-                    "lr": 2e-3,
-                },
+                "digits": _DIGITS,
             },
             "loop_set": "digits",
             "bright_set": "digits",
@@ -97,6 +100,76 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_faithful": 30,
             "n_through": 8,
             "targets": (0.5, 0.9, 0.99, 0.999),
+        },
+    },
+    "54_open_questions": {
+        "quick": {
+            "table": {"n_models": 1, "epochs": 20, "n_rows": 6000, "rho": 0.7},
+            "digits": _DIGITS,
+            "n_inputs": 24,
+            "n_weights": 41,
+            "fixed": 0.25,
+            "layers": (1, 2, 4),
+            "language": {"width": 32, "n": 3000, "epochs": 6, "lr": 3e-3},
+            "n_probe": 1000,
+            "n_prefixes": 24,
+            "quality": {
+                "n_rows": (50, 200, 1000),
+                "noises": (0.0, 0.2, 0.4),
+                "n_seeds": 3,
+                "n_train": 1000,
+                "n_explained": 8,
+                "epochs": 10,
+            },
+            "networks": {
+                "mlp": tuple({"widths": (256, w, w // 2, 2)} for w in (32, 128, 512)),
+                "cnn": tuple(
+                    {"size": 16, "channels": c, "n_out": 2} for c in ((4, 8), (12, 24), (24, 48))
+                ),
+            },
+            "sizes": {"n_train": 800, "n_probe": 400, "n": 24, "epochs": 4},
+            "study": {
+                "rhos": (0.0, 0.3, 0.6, 0.9),
+                "alpha": 0.5,
+                "n_seeds": 3,
+                "n": 2000,
+                "n_rows": 16,
+                "epochs": 10,
+            },
+        },
+        "full": {
+            "table": {"n_models": 1, "epochs": 20, "n_rows": 20640, "rho": 0.7},
+            "digits": _DIGITS,
+            "n_inputs": 100,
+            "n_weights": 41,
+            "fixed": 0.25,
+            "layers": (1, 2, 4),
+            "language": {"width": 64, "n": 12000, "epochs": 10, "lr": 2e-3},
+            "n_probe": 4000,
+            "n_prefixes": 100,
+            "quality": {
+                "n_rows": (50, 200, 1000, 5000),
+                "noises": (0.0, 0.1, 0.2, 0.3, 0.4),
+                "n_seeds": 10,
+                "n_train": 4000,
+                "n_explained": 16,
+                "epochs": 20,
+            },
+            "networks": {
+                "mlp": tuple({"widths": (256, w, w // 2, 2)} for w in (32, 256, 1024)),
+                "cnn": tuple(
+                    {"size": 16, "channels": c, "n_out": 2} for c in ((8, 16), (32, 64), (96, 192))
+                ),
+            },
+            "sizes": {"n_train": 4000, "n_probe": 1000, "n": 100, "epochs": 6},
+            "study": {
+                "rhos": (0.0, 0.3, 0.6, 0.9),
+                "alpha": 0.5,
+                "n_seeds": 10,
+                "n": 2000,
+                "n_rows": 64,
+                "epochs": 40,
+            },
         },
     },
 }
