@@ -97,14 +97,16 @@ def pair(bed: Bed, edit: Edit, at: int, name: str) -> Figure:
 
 
 def grid(edits: Mapping[str, Edit], at: Sequence[int], what: str = "hole") -> Figure:
-    """Pictures in columns, kinds of edit in rows, what each probe read and what is there below."""
+    """Pictures in columns, kinds of edit in rows; below each: P, P read again, what is there."""
     fig, axes = figures.panels(len(edits) + 1, len(at), height=CELL + 0.12)
     first = next(iter(edits.values()))
     for j, row in enumerate(at):
         picture(
             axes[j],
             first.before[row],
-            _words(first.probe_before[row], _share(first, row, False, what)),
+            _words(
+                first.probe_before[row], first.probe_before[row], _share(first, row, False, what)
+            ),
         )
     axes[0].set_ylabel("decoded", fontsize=6)
     for k, (name, edit) in enumerate(edits.items(), 1):
@@ -112,14 +114,14 @@ def grid(edits: Mapping[str, Edit], at: Sequence[int], what: str = "hole") -> Fi
             picture(
                 axes[k * len(at) + j],
                 edit.after[row],
-                _words(edit.probe_after[row], _share(edit, row, True, what)),
+                _words(edit.probe_after[row], edit.reread[row], _share(edit, row, True, what)),
             )
         axes[k * len(at)].set_ylabel(name, fontsize=6)
     return fig
 
 
-def _words(p: Tensor, truth: str) -> str:
-    return f"{p:.2f}{truth}"
+def _words(p: Tensor, again: Tensor, truth: str) -> str:
+    return f"{p:.2f}, {again:.2f}{truth}"
 
 
 def _share(edit: Edit, row: int, after: bool, what: str) -> str:
