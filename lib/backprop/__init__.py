@@ -6,14 +6,28 @@ smallest move that makes the probe read the concept. The package, in reading ord
 - `distances`: what "smallest" means; L1, L2, Hamming with exact zeros, and smooth ones;
 - `objective`: the objective, the ways a perturbation acts, the checks at the boundary;
 - `descent`: the solver, all rows at once and each on its own;
-- `maximisation`: sound, constrained and faithful maximisation, and their result.
+- `maximisation`: sound, constrained and faithful maximisation, and their result;
+- `stacked`: many networks at once; `recipe_probes`: the probes of the document's notebooks.
+
+The experiments, to be imported by name: `tabular` and `entanglement`; `autoencoders`, `images`,
+`image_edits` and `picture_measures`; the open questions in `weight_studies`, `language_studies`,
+`probe_quality_studies` and `scaling_studies`.
 
 A high probe value is not the concept: measure the concept itself on `Maximisation.result`.
 """
 
 from __future__ import annotations
 
-from lib.backprop.distances import L1, L2, DecodedMSE, Distance, Hamming, L2Sq, Mahalanobis
+from lib.backprop.distances import (
+    L1,
+    L2,
+    DecodedMSE,
+    Distance,
+    GroupL2,
+    Hamming,
+    L2Sq,
+    Mahalanobis,
+)
 from lib.backprop.maximisation import (
     HOUSING_RECIPE,
     FaithfulRecipe,
@@ -39,6 +53,7 @@ __all__ = [
     "DecodedMSE",
     "Distance",
     "FaithfulRecipe",
+    "GroupL2",
     "Hamming",
     "L2Sq",
     "Mahalanobis",

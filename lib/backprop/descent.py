@@ -43,6 +43,7 @@ class Point:
     preactivation: Tensor  # [n]
     slope: Tensor  # [n, ...], J
     rest: Tensor  # [n], h
+    plain: Tensor  # [n], the same distances without their weights
     rest_slope: Tensor  # [n, ...], grad h
 
 
@@ -59,7 +60,7 @@ class Path:
 
 
 def descend(
-    evaluate: Callable[[Tensor], Point],
+    evaluate: Callable[[Tensor, Tensor], Point],
     loss: Loss,
     simple: Term | None,
     start: Tensor,
@@ -67,7 +68,7 @@ def descend(
     active: Tensor | None = None,
     max_steps: int,
     tolerance: float,
-    record: Callable[[Tensor, Tensor, Tensor], Tensor],
+    record: Callable[[Tensor, Point, Tensor], Tensor],
 ) -> Path:
     """Run until every row has stopped or `max_steps` evaluations are spent.
 
@@ -76,12 +77,12 @@ def descend(
     this precision.
 
     Args:
-        evaluate: the network at a point, rows independent.
+        evaluate: the network at (delta, rows to read); other rows of the result are not used.
         loss: phi.
         simple: weight and distance of g, none for zero.
         start: `[n, ...]`.
         active: the rows to move, `[n]`; all by default.
-        record: called with (delta, pre-activation, J) of all rows at each step.
+        record: called with (delta, the network there, J) of all rows at each step.
     """
 
     @torch.no_grad()
@@ -90,19 +91,19 @@ def descend(
         return loss(point.preactivation) + g + point.rest
 
     record = torch.no_grad()(record)
-    delta, here = start, evaluate(start)
+    delta, here = start, evaluate(start, torch.ones(len(start), dtype=torch.bool))
     total = total_at(delta, here)
     alpha = first_alpha = _first_alpha(loss, here)
     noise = torch.finfo(start.dtype).eps
     floor = total.abs() * noise
-    past, records = [total], [record(delta, here.preactivation, total)]
+    past, records = [total], [record(delta, here, total)]
     active = torch.ones_like(total, dtype=torch.bool) if active is None else active
     converged, steps = ~active, torch.zeros_like(total, dtype=torch.long)
     for step in range(1, max_steps + 1):
         trial, promised = _step(loss, simple, delta, here, alpha, active)
         trial = torch.where(rowwise(active, delta), trial, delta)
         gain = total - promised
-        there = evaluate(trial)
+        there = evaluate(trial, active)
         new_total = total_at(trial, there)
         won = total - new_total
         good = active & (won >= ACCEPT * gain) & (won >= 0)
@@ -116,6 +117,7 @@ def descend(
             torch.where(good, there.preactivation, here.preactivation),
             torch.where(wide, there.slope, here.slope),
             torch.where(good, there.rest, here.rest),
+            torch.where(good, there.plain, here.plain),
             torch.where(wide, there.rest_slope, here.rest_slope),
         )
         total = torch.where(good, new_total, total)
@@ -123,7 +125,7 @@ def descend(
         alpha = torch.where(good, lower, alpha * RAISE)
         alpha = alpha.clamp(first_alpha / RANGE, first_alpha * RANGE)
         past.append(total)
-        records.append(record(delta, here.preactivation, total))
+        records.append(record(delta, here, total))
         if step >= WINDOW:
             done |= active & (past[step - WINDOW] - total <= tolerance * total.abs() + floor)
         steps = torch.where(active, step, steps)

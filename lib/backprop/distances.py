@@ -8,7 +8,8 @@ instance by its standard deviation.
 `Mahalanobis` and `DecodedMSE` are squared, like `L2Sq`: smooth at zero, and with the same
 minimiser as their square root wherever the distance is minimised under a constraint.
 
-Public names: `L1`, `L2`, `Hamming` (kinked), `L2Sq`, `Mahalanobis`, `DecodedMSE` (smooth).
+Public names: `L1`, `L2`, `GroupL2`, `Hamming` (kinked); `L2Sq`, `Mahalanobis`, `DecodedMSE`
+(smooth).
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ class Distance(ABC):
     @abstractmethod
     def value(self, delta: Tensor) -> Tensor:
         """Distance of each row of `delta`, `[n, ...]`, as `[n]`."""
+
+    def take(self, rows: Tensor) -> Distance:
+        """The distance for some of the rows it was made for; itself where rows are alike."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,22 @@ class L2(Kinked):
         shrink = (s2 * mu[:, None] / (s2 * mu[:, None] + t)).reshape(v.shape).to(v.dtype)
         still = torch.where(rowwise(step, v) > 0, torch.zeros_like(v), v)
         return torch.where(rowwise(moves, v), v * shrink, still)
+
+
+@dataclass(frozen=True)
+class GroupL2(Kinked):
+    """`sum_t |delta_t / scale|_2` over groups t of `delta`, `[n, t, ...]`: few groups move.
+
+    For words, a group is a position; `scale` is a number.
+    """
+
+    def value(self, delta: Tensor) -> Tensor:
+        return (delta / self.scale).flatten(2).norm(dim=2).sum(1)
+
+    def prox(self, v: Tensor, step: Tensor) -> Tensor:
+        size = v.flatten(2).norm(dim=2)
+        shrunk = (size - step[:, None] / self.scale).clamp_min(0.0) / size.clamp_min(1e-150)
+        return v * shrunk.reshape(*shrunk.shape, *[1] * (v.ndim - 2)).to(v.dtype)
 
 
 @dataclass(frozen=True)
@@ -158,3 +179,6 @@ class DecodedMSE(Distance):
 
     def value(self, delta: Tensor) -> Tensor:
         return ((self.decoder(self.point + delta) - self.reference) ** 2).flatten(1).mean(1)
+
+    def take(self, rows: Tensor) -> DecodedMSE:
+        return DecodedMSE(self.decoder, self.point[rows], self.reference[rows])

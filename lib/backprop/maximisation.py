@@ -101,8 +101,9 @@ def maximise(
     alive = _before_link(objective, wanted)
     simple, others = alive.split()
 
-    def record(at: Tensor, p: Tensor, total: Tensor) -> Tensor:
-        return torch.stack([objective.concept(p), objective.distance(at), total])
+    def record(at: Tensor, here: Point, total: Tensor) -> Tensor:
+        distance = here.plain if simple is None else here.plain + simple.distance.value(at)
+        return torch.stack([objective.concept(here.preactivation), distance, total])
 
     path = descend(
         _evaluator(alive, point, others),
@@ -165,7 +166,7 @@ def maximise_to(
         level = wanted
     simple, others = objective.split()
     evaluate = _evaluator(objective, point, others)
-    price, gap = _first_price(objective, evaluate(delta), level, at_least)
+    price, gap = _first_price(objective, evaluate(delta, wanted > -torch.inf), level, at_least)
     slack = (SLACK if s.dtype == torch.float64 else SLACK_SINGLE) * gap
     slack = slack + 16 * torch.finfo(s.dtype).eps * (1.0 + level.abs())
     steps = torch.zeros(len(s), dtype=torch.long, device=s.device)
@@ -175,9 +176,12 @@ def maximise_to(
     def missing(p: Tensor) -> Tensor:
         return (level - p).clamp_min(0.0) if at_least else (level - p).abs()
 
-    def record(at: Tensor, p: Tensor, total: Tensor) -> Tensor:
-        seen = [objective.concept(p), objective.distance(at), objective.weighted(at)]
-        return torch.stack(seen)
+    def record(at: Tensor, here: Point, total: Tensor) -> Tensor:
+        distance, weighted = here.plain, here.rest
+        if simple is not None:
+            own = simple.distance.value(at)
+            distance, weighted = distance + own, weighted + simple.weight * own
+        return torch.stack([objective.concept(here.preactivation), distance, weighted])
 
     for round_off in TIGHTER:
         width = torch.maximum(slack, round_off * gap)
@@ -272,18 +276,32 @@ def _before_link(objective: Objective, wanted: Tensor) -> Objective:
 
 def _evaluator(
     objective: Objective, point: Tensor, others: list[Term]
-) -> Callable[[Tensor], Point]:
+) -> Callable[[Tensor, Tensor], Point]:
     """Reads the probe, the distances without a prox, and both gradients at a delta."""
 
-    def evaluate(at: Tensor) -> Point:
+    def read(at: Tensor, point: Tensor, others: list[Term]) -> Point:
         at = at.detach().requires_grad_()
         p = objective.preactivation(point, at)
         (slope,) = torch.autograd.grad(p.sum(), at)
         if not others:
-            return Point(p.detach(), slope, torch.zeros_like(p).detach(), torch.zeros_like(slope))
-        rest = torch.stack([w * d.value(at) for w, d in others]).sum(0)
+            none = torch.zeros_like(p).detach()
+            return Point(p.detach(), slope, none, none, torch.zeros_like(slope))
+        each = [term.distance.value(at) for term in others]
+        rest = torch.stack([term.weight * d for term, d in zip(others, each, strict=True)]).sum(0)
         (rest_slope,) = torch.autograd.grad(rest.sum(), at)
-        return Point(p.detach(), slope, rest.detach(), rest_slope)
+        plain = torch.stack(each).sum(0).detach()
+        return Point(p.detach(), slope, rest.detach(), plain, rest_slope)
+
+    def evaluate(at: Tensor, wanted: Tensor) -> Point:
+        if not objective.any_rows or bool(wanted.all()):
+            return read(at, point, others)
+        rows = wanted.nonzero()[:, 0].to(at.device)
+        part = read(at[rows], point[rows], [term.take(rows) for term in others])
+
+        def spread(x: Tensor) -> Tensor:
+            return x.new_zeros(len(at), *x.shape[1:]).index_copy(0, rows, x)
+
+        return Point(*(spread(value) for value in vars(part).values()))
 
     return evaluate
 

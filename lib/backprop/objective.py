@@ -86,6 +86,12 @@ class Term(NamedTuple):
     weight: Tensor | float
     distance: Distance
 
+    def take(self, rows: Tensor) -> Term:
+        """The same for some of the rows."""
+        each = torch.as_tensor(self.weight)
+        weight = each[rows] if each.ndim == 1 and len(each) > 1 else self.weight
+        return Term(weight, self.distance.take(rows))
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -100,6 +106,9 @@ class Objective:
         loss: "squared", or "bce" on logits (needs the sigmoid link).
         loss_weight: the document's lambda 1; the terms' weights are its lambda 2.
         activity_penalty: adds this times the concept value, as one of the authors' notebooks does.
+        any_rows: layer, probe and operator accept any subset of the rows (no stack of networks,
+            nothing that knows a row by its place); rows that are done are then left out of the
+            network's batch.
 
     Raises:
         ValueError: unknown link or loss, bce without sigmoid, no term, or two kinked terms.
@@ -113,6 +122,7 @@ class Objective:
     loss: str = "squared"
     loss_weight: float = 1.0
     activity_penalty: float = 0.0
+    any_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.link not in LINKS or self.loss not in LOSSES:

@@ -28,6 +28,7 @@ from lib.backprop.maximisation import (
     maximise_to,
 )
 from lib.backprop.objective import Objective
+from lib.backprop.recipe_probes import fit_by_recipe
 from lib.backprop.stacked import StackedPrefix, StackedProbe
 from lib.data import housing
 from lib.training import Recipe, fetch_stack, forward_stacked, initial_stack
@@ -36,7 +37,7 @@ SPEC: dict[str, object] = {"widths": (6, 40, 20, 1), "activation": "selu"}
 LAYER = "hidden2"
 FAITHFUL_TARGET, FAITHFUL_WEIGHT = 1.0, 0.25
 N_PROBE_ROWS = 2000  # the authors fit their probe on the first test rows, hold out the others
-PROBE_EPOCHS, PROBE_BATCH, PROBE_LR, ACTIVITY = 17, 32, 1e-3, 0.01
+PROBE_EPOCHS, ACTIVITY = 17, 0.01
 ADMISSIBLE = 0.05  # margin of specification 2.3
 QUANTILE = 0.95  # of the concept, as a target that the data do reach
 
@@ -130,19 +131,15 @@ def official_probe(bed: Bed, *, generator: torch.Generator) -> tuple[StackedProb
     Source: the authors' notebook by way of specification 2.1.
     """
     z, n = bed.activations(), min(N_PROBE_ROWS, len(bed.v) // 2)
-    reach = (6.0 / (z.shape[-1] + 1)) ** 0.5
-    drawn = torch.rand(bed.n_models, z.shape[-1], generator=generator)
-    weight = ((2 * drawn - 1) * reach).to(z).requires_grad_()
-    bias = torch.zeros(bed.n_models).to(z).requires_grad_()
-    optimiser = torch.optim.Adam([weight, bias], lr=PROBE_LR, eps=1e-7)
-    for _ in range(PROBE_EPOCHS):
-        for rows in torch.randperm(n, generator=generator).split(PROBE_BATCH):
-            out = torch.relu(torch.einsum("mnd,md->mn", z[:, rows], weight) + bias[:, None])
-            loss = (out - bed.ratio[rows]).abs().mean(1) + ACTIVITY * out.abs().mean(1)
-            optimiser.zero_grad()
-            loss.sum().backward()
-            optimiser.step()
-    probe = StackedProbe(weight.detach(), bias.detach())
+    weight, bias = fit_by_recipe(
+        z[:, :n],
+        bed.ratio[:n],
+        "relu, absolute error",
+        activity=ACTIVITY,
+        epochs=PROBE_EPOCHS,
+        generator=generator,
+    )
+    probe = StackedProbe(weight, bias)
     held_out = torch.relu(probe(z[:, n:].flatten(0, 1))).unflatten(0, (bed.n_models, -1))
     return probe, probes.r2(held_out, bed.ratio[n:].expand_as(held_out))
 

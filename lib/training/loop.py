@@ -49,8 +49,13 @@ def mse(out: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(out.squeeze(-1), y)
 
 
+def bce(out: Tensor, y: Tensor) -> Tensor:
+    """Mean negative log-probability of targets in [0, 1] under logits of the same shape."""
+    return F.binary_cross_entropy_with_logits(out, y)
+
+
 SCHEDULES = {f.__name__: f for f in (constant, linear, cosine, triangular)}
-LOSSES = {f.__name__: f for f in (cross_entropy, mse)}
+LOSSES = {f.__name__: f for f in (cross_entropy, mse, bce)}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Recipe:
     weight_decay: float = 0.0
     schedule: str = "linear"  # factor on lr over all steps: a name in SCHEDULES
     peak: float = 0.2  # where "triangular" peaks, as a fraction of the steps
-    loss: str = "cross_entropy"  # cross_entropy (labels) | mse (real targets)
+    loss: str = "cross_entropy"  # (labels) | mse (real targets) | bce (targets in [0, 1])
     augment: str = "none"  # none | flip_crop (images: mirror, shift by up to 4 pixels)
     precision: str = "float32"  # float32 | bfloat16 (autocast; the weights stay float32)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import models, probes, training
-from tests.benchmarks import rows_attribution, rows_npeff
+from tests.benchmarks import rows_attribution, rows_backprop, rows_npeff
 from tests.benchmarks.row import Row
 
 
@@ -106,5 +106,6 @@ ROWS: dict[str, Callable[[], Row]] = {
     "stacked-training/digits-mlp-100": stacked_training,
     "batched-ridge-probes": ridge_probes,
     **rows_attribution.ROWS,
+    **rows_backprop.ROWS,
     **rows_npeff.ROWS,
 }

@@ -1,0 +1,204 @@
+"""Next check 2 of document 5: does the method scale over architectures and sizes?
+
+One concept for all: a ring is closed. Rings are drawn by a smooth function of five numbers (half
+the angle of the gap, two radii, a centre), so that an edit acts on the numbers, the picture stays a
+ring, and whether it is closed afterwards is counted in the picture, without any network. Networks
+of two architectures and three sizes learn to tell closed from open; a probe reads the concept from
+their last hidden layer.
+
+Specification 7.2, with a known decoder in place of an autoencoder; its residual networks, vision
+transformers and chess towers are not here.
+
+Public names: `render`, `draw`, `study`, `Configuration`, `slope`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib import models, probes
+from lib.backprop.distances import L2Sq
+from lib.backprop.maximisation import maximise_to
+from lib.backprop.objective import Objective, Operator, Prefix
+from lib.backprop.picture_measures import holes
+from lib.cache import state_hash
+from lib.training import Recipe, fetch_model
+
+SIDE = 16
+GAP, RADIUS_X, RADIUS_Y, CENTRE_X, CENTRE_Y = range(5)
+STROKE = 1.1  # pixels
+# mean and reach of the five numbers; the gap in radians, the others in pixels
+MIDDLE = (0.35, 4.8, 4.8, 7.5, 7.5)
+REACH = (0.75, 0.8, 0.8, 1.0, 1.0)
+TARGET = 0.9
+
+
+def render(u: Tensor) -> Tensor:
+    """Rings `[n, 1, 16, 16]` of numbers `[n, 5]`, each in units of its reach around its middle."""
+    numbers = u * torch.tensor(REACH).to(u) + torch.tensor(MIDDLE).to(u)
+    gap, rx, ry, cx, cy = (numbers[:, k, None, None] for k in range(5))
+    at = torch.arange(SIDE).to(u)
+    x, y = at[None, None, :] - cx, at[None, :, None] - cy
+    away = ((x / rx) ** 2 + (y / ry) ** 2 + 1e-6).sqrt()
+    distance = (away - 1) * (rx + ry) / 2
+    angle = torch.atan2(x.expand_as(away).abs(), -y.expand_as(away) + 1e-6)  # 0 at the top
+    ink = torch.exp(-((distance / STROKE) ** 2)) * torch.sigmoid(10 * (angle - gap))
+    return ink[:, None]
+
+
+def draw(n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Numbers `[n, 5]`, uniform within their reach, and whether the ring is closed, `[n]`."""
+    u = 2 * torch.rand(n, 5, generator=generator) - 1
+    return u, (holes(render(u)) > 0).long()
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One network and what the method did on it."""
+
+    architecture: str
+    n_weights: int
+    accuracy: float  # of the network, held out
+    score: float  # S of the probe
+    success: Tensor  # [n], probe reads .9 and the solver converged, bool
+    truth: Tensor  # [n], the ring is closed afterwards, bool
+    on_gap: Tensor  # [n], share of |delta| on the gap
+    distance: Tensor  # [n], |delta|_2 over the smallest that closes the ring
+    gradients: float  # evaluations a ring
+    seconds: float  # all rings together
+
+    @property
+    def failure(self) -> str:
+        """The most frequent reason why a ring is not closed, "" if most are."""
+        if self.truth.double().mean() >= 0.5:
+            return ""
+        if self.score < 0.5:
+            return "weak probe"
+        return "not converged" if self.success.double().mean() < 0.5 else "probe is not the concept"
+
+
+def study(
+    networks: Mapping[str, Sequence[Mapping[str, object]]],
+    *,
+    n_train: int,
+    n_probe: int,
+    n: int,
+    epochs: int,
+    seed: int,
+) -> list[Configuration]:
+    """Train every network, fit its probe and close rings with it.
+
+    Args:
+        networks: architecture ("mlp" or "cnn") -> specs, smallest first.
+        n: open rings to close, held out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    u, y = draw(n_train + n_probe + 20 * n, generator=generator)
+    parts = (slice(0, n_train), slice(n_train, n_train + n_probe), slice(n_train + n_probe, None))
+    still_open = (y[parts[2]] == 0).nonzero()[:n, 0]
+    rings = u[parts[2]][still_open]
+    needed = _smallest_closing(rings)
+    return [
+        _configuration(name, spec, u, y, parts, rings, needed, epochs, seed)
+        for name, specs in networks.items()
+        for spec in specs
+    ]
+
+
+def _configuration(
+    name: str,
+    spec: Mapping[str, object],
+    u: Tensor,
+    y: Tensor,
+    parts: tuple[slice, slice, slice],
+    rings: Tensor,
+    needed: Tensor,
+    epochs: int,
+    seed: int,
+) -> Configuration:
+    flat = name == "mlp"
+
+    def shown(numbers: Tensor) -> Tensor:
+        x = render(numbers)
+        return x.flatten(1) if flat else x
+
+    train, fit, rest = parts
+    recipe = Recipe(epochs=epochs, batch_size=64, lr=2e-3, optimizer="adam", schedule="linear")
+    data = state_hash({"u": u[train], "y": y[train]})
+    network = fetch_model(
+        name,
+        spec,
+        lambda: (shown(u[train]), y[train]),
+        recipe,
+        seed=seed,
+        data_hash=data,
+    )
+    network.eval().requires_grad_(False)
+    layer = Prefix(network, "hidden2" if flat else "pool2")
+    layer.eval()
+    with torch.no_grad():
+        z, z_rest = layer(shown(u[fit])), layer(shown(u[rest]))
+        right = network(shown(u[rest])).argmax(1) == y[rest]
+    probe = probes.fit_logistic(z, y[fit], C=0.1)
+    objective = Objective(
+        layer, probe.score, [(1.0, L2Sq())], Operator(lambda s, d: shown(s + d)),
+        link="sigmoid", any_rows=True,
+    )  # fmt: skip
+    start = time.perf_counter()
+    edit = maximise_to(objective, rings, TARGET, max_steps=60)
+    seconds = time.perf_counter() - start
+    size = edit.delta.abs()
+    return Configuration(
+        architecture=name,
+        n_weights=models.n_parameters(_trainable(network)),
+        accuracy=right.double().mean().item(),
+        score=probes.detection_score(probe.score(z_rest), y[rest]).item(),
+        success=edit.converged & (edit.probe_after >= TARGET - 1e-3),
+        truth=holes(render(rings + edit.delta)) > 0,
+        on_gap=size[:, GAP] / size.sum(1).clamp_min(1e-12),
+        distance=edit.delta.norm(dim=1) / needed,
+        gradients=edit.steps.double().mean().item(),
+        seconds=seconds,
+    )
+
+
+def _trainable(network: nn.Module) -> nn.Module:
+    return network.requires_grad_(True)
+
+
+def _smallest_closing(rings: Tensor, n_steps: int = 60) -> Tensor:
+    """By how much the gap alone must fall until the picture has a hole, `[n]`."""
+    smallest = torch.full((len(rings),), math.nan)
+    for k in range(n_steps, 0, -1):
+        moved = rings.clone()
+        moved[:, GAP] -= 3.0 * k / n_steps
+        closed = holes(render(moved)) > 0
+        smallest = torch.where(closed, torch.tensor(3.0 * k / n_steps), smallest)
+    return smallest
+
+
+def slope(configurations: Sequence[Configuration], seed: int) -> tuple[float, float, float]:
+    """Change of the truth rate for ten times as many weights, and its 95% bootstrap interval.
+
+    Least squares with a level of its own for each architecture; rings are drawn anew.
+    """
+    names = sorted({c.architecture for c in configurations})
+    logs = torch.tensor([math.log10(c.n_weights) for c in configurations]).double()
+    which = torch.tensor([names.index(c.architecture) for c in configurations])
+    truth = torch.stack([c.truth for c in configurations]).double()
+    design = torch.cat([logs[:, None], nn.functional.one_hot(which, len(names)).double()], 1)
+    n = truth.shape[1]
+    drawn = torch.randint(n, (500, n), generator=torch.Generator().manual_seed(seed))
+
+    def fitted(rates: Tensor) -> Tensor:
+        return torch.linalg.lstsq(design, rates[:, None]).solution[0, 0]
+
+    found = torch.stack([fitted(truth[:, rows].mean(1)) for rows in drawn])
+    low, high = found.quantile(0.025).item(), found.quantile(0.975).item()
+    return fitted(truth.mean(1)).item(), low, high

@@ -1,0 +1,259 @@
+"""The open questions of document 5, on problems whose answers are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lib.backprop import GroupL2, Objective, maximise, maximise_to
+from lib.backprop import language as grammar
+from lib.backprop import language_studies as words
+from lib.backprop import probe_quality_studies as quality
+from lib.backprop import scaling_studies as scaling
+from lib.backprop import weight_studies as weights
+
+D = 4
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def line():
+    """A linear problem: P(delta) = g.(s + delta), so that every rule's answer is known."""
+    g = torch.tensor([0.5, -1.0, 0.25, 2.0], dtype=torch.float64)
+    s = torch.randn(5, D, generator=generator(), dtype=torch.float64)
+    scale = torch.tensor([1.0, 2.0, 1.0, 0.5], dtype=torch.float64)
+    objective = Objective(lambda x: x * 1.0, lambda h: h @ g, weights.squared(scale))
+    problem = weights.Problem(
+        "line",
+        objective,
+        s,
+        goal=8.0,
+        tau=6.0,
+        near=lambda delta: (delta / scale).norm(dim=1) < 2.0,
+        truth=lambda delta: delta[:, 3],
+    )
+    return problem, (g * scale).norm(), s @ g
+
+
+def test_bisection_finds_the_weight_of_the_closed_form(line):
+    """(P - o)^2 + w |delta / sd|^2 has P = p0 + (o - p0) G / (w + G), G = |g sd|^2."""
+    problem, size, start = line
+    found = weights.bisect(problem, 20)
+    want = size**2 * ((8.0 - start) / (6.0 - start) - 1)
+    torch.testing.assert_close(found.weight, want, rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.probe, torch.full_like(start, 6.0), rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.distance, (6.0 - start) / size, rtol=1e-3, atol=0)
+
+
+def test_lagrangian_comes_to_the_same_point_without_a_weight_of_its_own(line):
+    problem, size, start = line
+    found = weights.lagrangian(problem, weight=0.5)
+    torch.testing.assert_close(found.distance, (6.0 - start) / size, rtol=2e-3, atol=0)
+    assert found.weight.isnan().all()
+
+
+def test_both_rules_do_what_is_asked_and_a_fixed_weight_does_not(line):
+    problem, _, _ = line
+    path = weights.front(problem, 41)
+    assert weights.reached(problem, weights.bisect(problem), path).all()
+    assert weights.reached(problem, weights.lagrangian(problem, 0.5), path).all()
+    assert not weights.reached(problem, weights.fixed(problem, path, 1e-4), path).any()
+
+
+def test_front_is_monotone_and_capped_stays_near(line):
+    problem, _, _ = line
+    path = weights.front(problem, 15)
+    assert (path.gain.diff(dim=0) >= -1e-9).all()
+    assert (path.distance.diff(dim=0) >= -1e-9).all()
+    assert weights.capped(problem, path).near.all()
+    assert not weights.fixed(problem, path, 1e-4).near.all()
+
+
+def test_knee_of_a_bent_front_is_its_bend(line):
+    problem, _, _ = line
+    path = weights.front(problem, 41)
+    chosen = weights.knee(problem, path)
+    assert ((chosen.weight > path.weights.min()) & (chosen.weight < path.weights.max())).all()
+
+
+def test_spread_of_weights_in_decades():
+    blank = torch.zeros(101)
+    weight = 10 ** torch.linspace(-3, 1, 101).double()
+    chosen = weights.Chosen("x", weight, blank, blank, blank, blank, 1)
+    assert weights.decades(chosen) == pytest.approx(3.2)
+
+
+def test_group_distance_moves_one_group_and_has_its_prox():
+    v = torch.tensor([[[3.0, 4.0], [0.1, 0.0]]], dtype=torch.float64)
+    near = GroupL2().prox(v, torch.tensor([1.0], dtype=torch.float64))
+    torch.testing.assert_close(near, torch.tensor([[[2.4, 3.2], [0.0, 0.0]]]).double())
+    assert GroupL2().value(v).item() == pytest.approx(5.1)
+    w = torch.tensor([[0.1, 0.0], [3.0, 4.0]], dtype=torch.float64)
+    objective = Objective(lambda x: x * 1.0, lambda h: (h * w).sum((1, 2)), [(1.0, GroupL2())])
+    edit = maximise_to(objective, torch.zeros(2, 2, 2).double(), 10.0)
+    assert (edit.delta[:, 0] == 0).all()
+    torch.testing.assert_close(
+        edit.delta[:, 1], torch.tensor([1.2, 1.6]).double().expand(2, -1), rtol=1e-4, atol=1e-8
+    )
+    held = maximise(
+        Objective(lambda x: x * 1.0, lambda h: (h * w).sum((1, 2)), [(1e4, GroupL2())]),
+        torch.zeros(1, 2, 2).double(), 1.0,
+    )  # fmt: skip
+    assert (held.delta == 0).all()
+
+
+def test_drawn_sentences_are_grammatical_and_wrong_ones_are_not():
+    drawn = grammar.sentences(200, generator=generator())
+    assert grammar.is_grammatical(drawn.words).all()
+    n = torch.arange(200)
+    wrong = drawn.words.clone()
+    other = torch.where(
+        drawn.subject_plural,
+        grammar.KINDS["verb of singular"][0],
+        grammar.KINDS["verb of plural"][0],
+    )
+    wrong[n, drawn.verb_at] = other
+    assert not grammar.is_grammatical(wrong).any()
+    cut = drawn.words.clone()
+    cut[n, drawn.verb_at] = grammar.END  # a sentence cannot end before its verb
+    cut[:, 3:] = torch.where(torch.arange(3, 10) > drawn.verb_at[:, None], 0, cut[:, 3:])
+    assert not grammar.is_grammatical(cut).any()
+
+
+def test_number_of_the_attractor_says_nothing_about_the_subject():
+    drawn = grammar.sentences(4000, generator=generator(), with_attractor=1.0)
+    both = torch.stack([drawn.subject_plural, drawn.attractor_plural]).double()
+    assert torch.corrcoef(both)[0, 1].abs() < 0.05
+
+
+def test_entropy_of_the_grammar_is_reached_by_the_grammar_itself():
+    """A sentence's probability, by the form it has, sums to one over all sentences."""
+    drawn = grammar.sentences(3000, generator=generator())
+    share = (drawn.verb_at == grammar.PREFIX).double().mean()
+    assert abs(share - 0.6) < 0.03
+    short = drawn.words[drawn.verb_at == 2]
+    adverb = torch.isin(short, torch.tensor(grammar.KINDS["adverb"])).any(1)
+    nats = grammar._entropy(short[~adverb]).item() * 5
+    # 16 nouns, no attractor .4, 5 verbs, 4 determiners x 8 objects, no adverb 1/2
+    want = torch.tensor([16 / 0.4, 5, 4 * 8, 2.0]).log().sum().item()
+    assert nats == pytest.approx(want, rel=1e-5)
+
+
+def test_model_does_not_look_ahead():
+    model = grammar.untrained(2, 16, seed=0)
+    drawn = grammar.sentences(6, generator=generator()).words
+    changed = drawn.clone()
+    changed[:, 5:] = 0
+    torch.testing.assert_close(model(drawn)[..., :5], model(changed)[..., :5])
+
+
+def test_substitutions_keep_the_grammar():
+    drawn = grammar.sentences(30, generator=generator(), with_attractor=1.0)
+    prefix = drawn.words[:, : grammar.PREFIX]
+    legal = words._legal(prefix)
+    for place in range(grammar.PREFIX):
+        row, word = legal[:, place].nonzero().T
+        edited = prefix[row].clone()
+        edited[:, place] = word
+        assert grammar.is_grammatical(edited).all()
+        assert (edited != prefix[row]).any(1).all()
+
+
+def test_edit_of_a_model_that_reads_the_subject_alone_is_at_the_subject():
+    """Planted: the state before the verb is the subject's embedding."""
+    model = grammar.untrained(1, 16, seed=1)
+    model.states = lambda embedded: embedded[:, 1:2].expand_as(embedded)
+    subject = words.prepare(model, n_probe=300, n=8, seed=0)
+    assert subject.score > 0.95
+    found = words.explain(subject)
+    assert (found.mass[:, grammar.SUBJECT] > 0.999).all()
+    assert (found.place == grammar.SUBJECT).all()
+    assert found.grammatical.all()
+    assert (found.after >= words.TARGET - 1e-3).all()
+
+
+def test_rings_close_when_the_gap_does():
+    u = torch.zeros(3, 5)
+    u[:, scaling.GAP] = torch.tensor([-1.0, 0.0, 1.0])
+    from lib.backprop.picture_measures import holes
+
+    assert holes(scaling.render(u)).tolist() == [1, 0, 0]
+    shifted = u[:1].clone()
+    shifted[:, scaling.CENTRE_X :] = 0.8
+    assert holes(scaling.render(shifted)).item() == 1
+
+
+def test_rings_are_smooth_in_their_numbers():
+    u = (torch.rand(2, 5, generator=generator()) - 0.5).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: scaling.render(v)[:, :, 3:6, 3:6], u)
+
+
+def test_smallest_closing_closes_and_a_little_less_does_not():
+    u = torch.zeros(4, 5)
+    u[:, scaling.GAP] = torch.tensor([0.0, 0.3, 0.6, 0.9])
+    needed = scaling._smallest_closing(u)
+    from lib.backprop.picture_measures import holes
+
+    closed, open_ = u.clone(), u.clone()
+    closed[:, scaling.GAP] -= needed
+    open_[:, scaling.GAP] -= needed - 0.06
+    assert (holes(scaling.render(closed)) == 1).all()
+    assert (holes(scaling.render(open_)) == 0).all()
+
+
+def test_slope_of_a_planted_truth_rate():
+    def configuration(name, n_weights, rate):
+        truth = torch.arange(100) < round(100 * rate)
+        return scaling.Configuration(
+            name, n_weights, 1.0, 1.0, truth, truth, truth, truth, 0.0, 0.0
+        )
+
+    made = [configuration("a", 10**k, 0.9 - 0.1 * k) for k in range(1, 4)]
+    made += [configuration("b", 10**k, 0.7 - 0.1 * k) for k in range(1, 4)]
+    found, low, high = scaling.slope(made, seed=0)
+    assert found == pytest.approx(-0.1, abs=1e-9)
+    assert low < found < high
+
+
+def test_failure_is_named_by_what_came_first():
+    yes, no = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+
+    def of(score, success, truth):
+        return scaling.Configuration("a", 1, 1.0, score, success, truth, yes, yes, 0.0, 0.0).failure
+
+    assert of(0.9, yes, yes) == ""
+    assert of(0.2, yes, no) == "weak probe"
+    assert of(0.9, no, no) == "not converged"
+    assert of(0.9, yes, no) == "probe is not the concept"
+
+
+def test_confounded_inputs_have_the_planted_correlation():
+    x = quality.draw("confounded", 5000, generator=generator())
+    both = torch.stack([quality.concept(x), x[:, quality.PROXY]])
+    assert torch.corrcoef(both)[0, 1] == pytest.approx(quality.RHO, abs=0.02)
+    plain = quality.draw("used", 5000, generator=generator())
+    both = torch.stack([quality.concept(plain), plain[:, quality.PROXY]])
+    assert torch.corrcoef(both)[0, 1].abs() < 0.05
+
+
+def test_edit_of_a_layer_that_is_the_concept_lies_on_its_features():
+    from lib.backprop.stacked import StackedPrefix, StackedProbe
+
+    class Planted(StackedPrefix):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.n_models = 2
+            self.eval()
+
+        def forward(self, x):
+            return quality.concept(x)[:, None]
+
+    probe = StackedProbe(torch.tensor([[2.0], [3.0]]), torch.zeros(2))
+    rows = quality.draw("used", 5, generator=generator()) - 1.0
+    q, truth, converged = quality._explain(Planted(), probe, rows)
+    torch.testing.assert_close(q, torch.ones(2))
+    torch.testing.assert_close(truth, torch.ones(2))
+    assert (converged == 1).all()
