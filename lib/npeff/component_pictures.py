@@ -116,7 +116,7 @@ def rules(
         precision: `[r, rules]`; names: of the rules; classes: of the label that each rule makes.
     """
     order = order_of(tuning)
-    fig, (axis,) = figures.panels(height=max(1.6, 0.6 + 0.2 * len(names)))
+    fig, (axis,) = figures.panels(height=max(2.2, 0.6 + 0.2 * len(names)))
     shown = axis.imshow(precision[order].T, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     axis.set_yticks(range(len(names)), names)
     axis.set_xticks([])
