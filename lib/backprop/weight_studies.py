@@ -49,7 +49,7 @@ class Problem:
         distance = self.objective.terms[0][1]
         objective = replace(self.objective, terms=[Term(weight, distance)])
         wanted: Tensor | float = self.goal if goal is None else goal
-        found = maximise(objective, self.s, wanted, start=start, max_steps=200)
+        found = maximise(objective, self.s, wanted, start=start, max_steps=60)
         return found.delta, found.probe_after
 
     def distance(self, delta: Tensor) -> Tensor:
