@@ -11,13 +11,20 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.backprop import entanglement, image_edits, images, language, language_studies, tabular
+from lib.backprop import (
+    entanglement,
+    image_edits,
+    images,
+    language,
+    language_studies,
+    scaling_studies,
+    tabular,
+)
 from lib.backprop import probe_quality_studies as quality_studies
 from lib.backprop import weight_problems as problems
 from lib.backprop import weight_studies as weights
 from lib.backprop.language_studies import Outcome, Subject
 from lib.backprop.open_pictures import share
-from lib.backprop.scaling_studies import Configuration
 from lib.claims import Measured
 from lib.config import Run
 
@@ -82,6 +89,7 @@ def domains(run: Run, spoken: Languages) -> dict[str, Domain]:
         chosen = (
             weights.bisect(problem),
             weights.lagrangian(problem, size.fixed),
+            weights.directly(problem),
             weights.knee(problem, path),
             weights.fixed(problem, path, size.fixed),
             weights.capped(problem, path),
@@ -94,7 +102,7 @@ def measured(
     spoken: Languages,
     weighed: Mapping[str, Domain],
     quality: quality_studies.Study,
-    sizes: Sequence[Configuration],
+    sizes: Sequence[scaling_studies.Configuration],
     leaks: entanglement.Study,
     alpha: float,
 ) -> dict[str, Measured]:
@@ -135,7 +143,7 @@ def _quality(study: quality_studies.Study) -> dict[str, Measured]:
     }
 
 
-def _fall(sizes: Sequence[Configuration]) -> float:
+def _fall(sizes: Sequence[scaling_studies.Configuration]) -> float:
     """Truth rate of the smallest minus that of the largest network, mean over architectures."""
     falls = []
     for name in sorted({c.architecture for c in sizes}):
