@@ -132,7 +132,7 @@ def language_rows(
     """One row a model."""
     return [
         {
-            "model": f"{kind}, {layers} layers",
+            "model": f"{kind}, {layers} layer{'s' if layers > 1 else ''}",
             "excess loss, nats": round(subjects[kind][layers].excess, 3),
             "S": round(subjects[kind][layers].score, 3),
             "P, embeddings": share(o.after),
@@ -165,7 +165,7 @@ def quality_panels(study: QualityStudy, sizes: Sequence[Configuration]) -> Figur
             label=world,
         )
     left.axhline(CHANCE, color=ROLE["control"], linestyle=DASHES[1], label="chance")
-    left.set(xlabel="S of the probe", ylabel="share of the edit on the true features, Q")
+    left.set(xlabel="S of the probe", ylabel="Q, share on the true features")
     left.legend()
     for k, name in enumerate(sorted({c.architecture for c in sizes})):
         of = [c for c in sizes if c.architecture == name]

@@ -32,7 +32,7 @@ from lib.training import Recipe, fetch_stack
 N_FEATURES, N_CONCEPT = 12, 3
 CHANCE = N_CONCEPT / N_FEATURES
 PROXY, RHO = 3, 0.9  # the feature that stands in for the concept in "confounded"
-WORLDS = {"used": 24, "unused": 64, "discarded": 2, "confounded": 2}  # units of the probed layer
+WORLDS = {"used": 24, "unused": 64, "discarded": 2, "confounded": 24}  # units of the probed layer
 TARGET = 0.9
 N_TEST = 1000
 
@@ -170,7 +170,7 @@ def _explain(
     n_models = layer.n_models
     s = rows.repeat(n_models, 1)
     objective = Objective(layer, probe, [(1.0, L2Sq())], link="sigmoid")
-    edit = maximise_to(objective, s, TARGET, max_steps=40)
+    edit = maximise_to(objective, s, TARGET, max_steps=25, tolerance=1e-4)
     delta = edit.delta.unflatten(0, (n_models, -1))
     mass = delta.abs().sum((1, 2)).clamp_min(1e-12)
     quality = delta[..., :N_CONCEPT].abs().sum((1, 2)) / mass

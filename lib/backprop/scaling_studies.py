@@ -151,7 +151,7 @@ def _configuration(
         link="sigmoid", any_rows=True,
     )  # fmt: skip
     start = time.perf_counter()
-    edit = maximise_to(objective, rings, TARGET, max_steps=60)
+    edit = maximise_to(objective, rings, TARGET, max_steps=30, tolerance=1e-4)
     seconds = time.perf_counter() - start
     size = edit.delta.abs()
     return Configuration(

@@ -4,7 +4,7 @@ With `J = loss(P, o) + lambda * dist(delta)` every lambda gives another compromi
 them all; the rules here choose one per sample, and are compared on what they reach (`Chosen`):
 
 - `bisect`: the largest lambda at which the probe still reads tau, by halving on a log scale;
-- `lagrangian`: one lambda for all, the target moved by what is missing after each solve;
+- `lagrangian`: the target moved by what is missing after each solve; `directly`: `maximise_to`;
 - `knee`: the sharpest bend of the front; `fixed`: one lambda; `capped`: the largest gain that
   stays near the data.
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lib.backprop.distances import L2Sq
-from lib.backprop.maximisation import maximise
+from lib.backprop.maximisation import maximise, maximise_to
 from lib.backprop.objective import Objective, Term
 
 LOW, HIGH = -4.0, 2.0  # decades of lambda
@@ -49,7 +49,7 @@ class Problem:
         distance = self.objective.terms[0][1]
         objective = replace(self.objective, terms=[Term(weight, distance)])
         wanted: Tensor | float = self.goal if goal is None else goal
-        found = maximise(objective, self.s, wanted, start=start, max_steps=200)
+        found = maximise(objective, self.s, wanted, start=start, max_steps=60)
         return found.delta, found.probe_after
 
     def distance(self, delta: Tensor) -> Tensor:
@@ -117,15 +117,17 @@ def bisect(problem: Problem, n_solves: int = 12) -> Chosen:
     """The largest lambda with P >= tau, sample by sample; the better side is kept.
 
     Source: specification 6.1 (a): the loss of a minimiser does not fall when lambda rises, so
-    halving is valid wherever the solver finds global minimisers.
+    halving is valid wherever the solver finds global minimisers. Each solve starts from the best
+    feasible one: where the front is not convex, P jumps between two branches of minimisers, and
+    the one that reads tau is followed.
     """
     n = len(problem.s)
     low, high = torch.full((n,), LOW).to(problem.s), torch.full((n,), HIGH).to(problem.s)
     delta, probe = problem.solve(10**low)
-    best, start = delta, None
+    best = delta
     for _ in range(n_solves - 1):
         middle = (low + high) / 2
-        start, p = problem.solve(10**middle, start)
+        start, p = problem.solve(10**middle, best)
         met = p >= problem.tau
         low, high = torch.where(met, middle, low), torch.where(met, high, middle)
         keep = met.reshape(-1, *[1] * (delta.ndim - 1))
@@ -134,10 +136,15 @@ def bisect(problem: Problem, n_solves: int = 12) -> Chosen:
 
 
 def lagrangian(problem: Problem, weight: float, n_solves: int = 12) -> Chosen:
-    """Augmented Lagrangian: one lambda, and a target that moves by what is still missing.
+    """Augmented Lagrangian: a target that moves by what is still missing after each solve.
 
-    The multiplier of `P >= tau`, divided by the penalty 1 / lambda, is that shift; the update of
-    the multiplier is `shift += tau - P`. On the pre-activation, where a sigmoid is straight.
+    The multiplier of `P >= tau`, divided by the penalty 1 / lambda, is the target's shift; its
+    update is `shift += tau - P`. Where a solve leaves more than half of what was missing before it,
+    the penalty rises fourfold (the shift falls with it). On the pre-activation, where a sigmoid is
+    straight.
+
+    Args:
+        weight: the first lambda.
 
     Source: specification 6.1 (b).
     """
@@ -147,15 +154,26 @@ def lagrangian(problem: Problem, weight: float, n_solves: int = 12) -> Chosen:
     # a hair inside, so that "at least" survives the last step's error
     level = math.log(problem.tau / (1 - problem.tau)) if is_sigmoid else problem.tau
     level += 1e-3 * max(1.0, abs(level))
-    target = torch.full((len(problem.s),), level).to(problem.s)
-    each, start, p = torch.full_like(target, weight), None, target
+    shift = torch.zeros(len(problem.s)).to(problem.s)
+    each, start, p = torch.full_like(shift, weight), None, shift
+    missing = torch.full_like(shift, torch.inf)
     for _ in range(n_solves):
-        start, p = inner.solve(each, start, target)
-        target = target + (level - p)
+        start, p = inner.solve(each, start, level + shift)
+        slow = (level - p).abs() > 0.5 * missing
+        missing = (level - p).abs()
+        shift = shift + (level - p)
+        each, shift = torch.where(slow, each / 4, each), torch.where(slow, shift / 4, shift)
     assert start is not None
-    none = torch.full_like(target, torch.nan)
+    none = torch.full_like(shift, torch.nan)
     probe = problem.objective.concept(p)
     return _chosen(problem, "Lagrangian", none, start, probe, n_solves)
+
+
+def directly(problem: Problem) -> Chosen:
+    """`maximise_to`: the constrained problem itself, with no weight at all."""
+    found = maximise_to(problem.objective, problem.s, problem.tau, max_steps=60)
+    none = torch.full_like(found.probe_after, torch.nan)
+    return _chosen(problem, "maximise_to", none, found.delta, found.probe_after, 1)
 
 
 def knee(problem: Problem, path: Front) -> Chosen:
@@ -181,12 +199,12 @@ def capped(problem: Problem, path: Front) -> Chosen:
 def reached(problem: Problem, chosen: Chosen, path: Front) -> Tensor:
     """Whether a rule did what was asked, over feasible samples, bool.
 
-    Feasible: some point of the grid reads tau. Done: P in [tau, tau + .02] (to 1e-6) and D at most
-    1.05 times the best of the grid.
+    Feasible: some point of the grid reads tau. Done: P in [tau, tau + .02] (to 1e-4, the
+    solver's precision) and D at most 1.05 times the best of the grid.
     """
     enough = path.probe >= problem.tau
     best = torch.where(enough, path.distance, torch.inf).amin(0)
-    done = (chosen.probe >= problem.tau - 1e-6) & (chosen.probe <= problem.tau + SLACK)
+    done = (chosen.probe >= problem.tau - 1e-4) & (chosen.probe <= problem.tau + SLACK)
     done &= chosen.distance <= WORSE * best
     return done[enough.any(0)]
 
