@@ -1,0 +1,1 @@
+"""Concept backpropagation on chess boards (document 5)."""
