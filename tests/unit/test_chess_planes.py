@@ -69,7 +69,9 @@ def test_gradients_pass_through_every_encoding(played: positions.Positions) -> N
 
 def test_maia_planes_of_the_start() -> None:
     start = boards.from_chess([chess.Board()], 8)
-    x = planes.maia_planes(planes.mover_planes(start), torch.tensor([True]), torch.ones(1, 4))
+    x = planes.maia_planes(
+        planes.mover_planes(start), torch.tensor([True]), torch.ones(1, 4), repeat=False
+    )
     assert x.shape == (1, 112, 8, 8)
     assert x[0, :13].sum() == 32
     assert x[0, 104:108].mean() == 1

@@ -82,12 +82,16 @@ def published_planes(planes: Tensor, white: Tensor) -> Tensor:
     return torch.cat([published_pieces(planes, white), zeros, mover], 1)
 
 
-def maia_planes(planes: Tensor, white: Tensor, castling: Tensor | None = None) -> Tensor:
-    """All planes of Maia, `[n, 112, 8, 8]`; the position stands in all eight places of the history.
+def maia_planes(
+    planes: Tensor, white: Tensor, castling: Tensor | None = None, *, repeat: bool = True
+) -> Tensor:
+    """All planes of Maia, `[n, 112, 8, 8]`.
 
     Args:
         castling: `[n, 4]` of 0 and 1: the mover's queen's side, king's side, the other side's
             queen's side, king's side; none by default.
+        repeat: the position stands in all eight places of the history, as for a position without
+            known past; False leaves seven of them empty, which Maia takes for the first move.
     """
     n = len(planes)
     full = planes.new_zeros(n, 1, 8, 8)
@@ -95,4 +99,4 @@ def maia_planes(planes: Tensor, white: Tensor, castling: Tensor | None = None) -
     rights = planes.new_zeros(n, 4) if castling is None else castling.to(planes)
     flags = torch.cat([rights, 1 - white.to(planes)[:, None], planes.new_zeros(n, 2)], 1)
     last = torch.cat([flags, planes.new_ones(n, 1)], 1)[..., None, None].expand(-1, -1, 8, 8)
-    return torch.cat([*[step] * 8, last], 1)
+    return torch.cat([step, *[step if repeat else 0 * step] * 7, last], 1)
