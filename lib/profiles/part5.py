@@ -4,6 +4,7 @@ from __future__ import annotations
 
 NO_PAPER: dict[str, str] = {
     "51_tabular": "`full` already is the document's table at the document's size",
+    "53_chess": "the authors' 50,000 labelled positions are in no public file",
 }
 
 SIZES: dict[str, dict[str, dict[str, object]]] = {
@@ -43,6 +44,70 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "n_rows": 64,
                 "epochs": 40,
             },
+        },
+    },
+    "53_chess": {
+        "quick": {
+            "network": "own",
+            "n_positions": 40_000,
+            "n_train": 16_000,
+            "width": 32,
+            "epochs": 4,
+            "n_checker": 4000,
+            "checkpoints": (1, 4),
+            "n_detect": 2500,
+            "concepts": (
+                "threat_opp_queen",
+                "threat_my_queen",
+                "in_check",
+                "material_advantage",
+                "random",
+            ),
+            "n_probe": 5000,
+            "raw_layer": "blocks.block2.first",
+            "guard": {
+                "layers": ("stem", "blocks.block1.first", "blocks.block2.second"),
+                "n_edited": 3000,
+            },
+            "n_boards": 30,
+            "n_relaxed": 30,
+            "bop_steps": 1000,
+            "ste_steps": 300,
+            "weights": (0.0, 0.3, 1.0, 3.0, 10.0),
+            "n_sweep": 16,
+            "sweep_steps": 400,
+            "n_faults": 300,
+        },
+        "full": {
+            "network": "official",
+            "n_positions": 60_000,
+            "n_train": 0,
+            "width": 0,
+            "epochs": 0,
+            "n_checker": 0,
+            "checkpoints": (1, 10, 50, 150, 400),
+            "n_detect": 4000,
+            "concepts": (
+                "threat_opp_queen",
+                "threat_my_queen",
+                "in_check",
+                "material_advantage",
+                "random",
+            ),
+            "n_probe": 9000,
+            "raw_layer": "blocks.block2.first",
+            "guard": {
+                "layers": ("stem", "blocks.block1.first", "blocks.block2.first"),
+                "n_edited": 6000,
+            },
+            "n_boards": 100,
+            "n_relaxed": 30,
+            "bop_steps": 1000,
+            "ste_steps": 300,
+            "weights": (0.0, 0.3, 1.0, 3.0, 10.0),
+            "n_sweep": 16,
+            "sweep_steps": 400,
+            "n_faults": 1000,
         },
     },
 }

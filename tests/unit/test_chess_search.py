@@ -130,15 +130,15 @@ def test_beam_never_leaves_the_legal_positions(played: positions.Positions) -> N
 
 def test_exhaustive_search_certifies_one_edit_answers(played: positions.Positions) -> None:
     reader = planted((4, "c3", 5.5), (4, "d4", 6.0), (10, "e5", 7.0))
-    agree = []
+    certified = 0
     for k in range(8):
-        pair = [
+        beam, every = (
             search.maximise_board(reader, played.boards[[k]], 0.6, search.VARIANTS[name])
-            for name in ("beam", "exhaustive")
-        ]
-        agree.append((pair[0].reached, len(pair[0].edits)) == (pair[1].reached, len(pair[1].edits)))
-        assert pair[1].evaluations >= pair[0].evaluations
-    assert all(agree)
+            for name in ("beam", "one edit, all read")
+        )
+        assert every.reached == (beam.reached and len(beam.edits) == 1)
+        certified += every.reached
+    assert certified >= 4
 
 
 def test_illegal_wishes_are_not_granted() -> None:

@@ -107,9 +107,12 @@ def relaxed_bop(
     boards: Boards,
     *,
     steps: int = 1000,
+    legality: float = LEGALITY,
     progress: Progress | None = None,
 ) -> Relaxed:
     """The authors' run on each board: BCE to 1, the checker's BCE to 0, 0.005 a bit; last iterate.
+
+    `legality` is the checker's weight, 1 in the authors' notebook.
 
     Source: specification of document 5, section 1.4. The checker is a parameter: the authors' own,
     or one trained as theirs was.
@@ -120,7 +123,8 @@ def relaxed_bop(
     for _ in progress(range(steps)) if progress else range(steps):
         bits = optimiser.on.requires_grad_()
         logit, unlike = _judge(reader, checker, x, white, bits)
-        loss = F.softplus(-logit) + LEGALITY * F.softplus(unlike) + BIT_PRICE * bits.sum((1, 2, 3))
+        price = legality * F.softplus(unlike) + BIT_PRICE * bits.sum((1, 2, 3))
+        loss = F.softplus(-logit) + price
         (g,) = torch.autograd.grad(loss.sum(), bits)
         optimiser.step(g)
         rows.append(torch.stack([bits.detach().sum((1, 2, 3)), logit, unlike.sigmoid()]).detach())

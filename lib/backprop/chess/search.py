@@ -58,7 +58,7 @@ VARIANTS: dict[str, Beam] = {
     "greedy": Beam(n_tried=8, width=1),
     "random order": Beam(order="random"),
     "moves only": Beam(kinds=("move",)),
-    "exhaustive": Beam(n_tried=None),
+    "one edit, all read": Beam(n_tried=None, depth=1),
 }
 
 
