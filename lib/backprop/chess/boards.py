@@ -10,6 +10,7 @@ Public names: `Boards`, `PIECES`, `VALUES`, `window`, `bits`, `from_chess`, `to_
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -103,15 +104,15 @@ def from_chess(boards: Iterable[chess.Board], side: int) -> Boards:
     Raises:
         ValueError: no board, or a piece outside the window (it names the first such board).
     """
-    kinds, colours, white = [], [], []
+    numbers = array("Q")
     for b in boards:
-        kinds.append((b.pawns, b.knights, b.bishops, b.rooks, b.queens, b.kings))
-        colours.append(b.occupied_co)
-        white.append(b.turn)
-    if not kinds:
+        black, white = b.occupied_co
+        kinds = (b.pawns, b.knights, b.bishops, b.rooks, b.queens, b.kings)
+        numbers.extend((*kinds, black, white, b.turn))
+    if not numbers:
         raise ValueError("want at least one board, got none")
-    piece, colour = np.array(kinds, np.uint64), np.array(colours, np.uint64)
-    mover = np.array(white)
+    table = np.frombuffer(numbers, np.uint64).reshape(-1, 9)
+    piece, colour, mover = table[:, :6], table[:, 6:8], table[:, 8] != 0
     outside = (colour & ~window(side)).any(1)
     if outside.any():
         first = int(outside.argmax())

@@ -28,8 +28,8 @@ def mover_planes(boards: Boards) -> Tensor:
     Source: specification of document 5, section 5.4: "mine" depends on no plane.
     """
     pieces = bits(np.concatenate([boards.own, boards.other], 1))
-    whole = torch.from_numpy(pieces).view(len(boards), 12, 8, 8)
-    return whole[..., : boards.side, : boards.side].float()
+    whole = pieces.reshape(len(boards), 12, 8, 8)
+    return torch.from_numpy(whole[..., : boards.side, : boards.side].astype(np.float32))
 
 
 def from_planes(planes: Tensor, white: Tensor) -> Boards:
