@@ -27,7 +27,7 @@ from lib.probes import Probe, ProbeReport, fit_wide
 
 Concept = Callable[[Boards], Flags]
 Progress = Callable[[range], Iterator[int]]
-PENALTIES = (10.0, 100.0, 1000.0)
+PENALTIES = (100.0, 1000.0)
 LOW = float(np.log(0.27 / 0.73))  # boards to explain are read below this
 
 
