@@ -187,12 +187,13 @@ def reader(bed: Bed, n: int, guard: Guard, *, seed: int) -> Reader:
 
 
 def to_explain(bed: Bed, probe: Reader, n: int) -> Boards:
-    """Held-out boards without the concept that the probe reads below .27, in order of the games.
+    """Held-out boards without the concept that the probe reads below .27, in a fixed random order.
 
     Raises:
         ValueError: there are fewer than n.
     """
-    few = bed.held.boards[: 40 * n]
+    order = np.random.default_rng(len(bed.held)).permutation(len(bed.held))
+    few = bed.held.boards[order[: 40 * n]]
     rows = candidates(probe, few, CONCEPTS[CONCEPT])[:n]
     if len(rows) < n:
         raise ValueError(f"{len(rows)} held-out boards are read below .27, wanted {n}; play more")
