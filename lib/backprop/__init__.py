@@ -6,7 +6,8 @@ smallest move that makes the probe read the concept. The package, in reading ord
 - `distances`: what "smallest" means; L1, L2, Hamming with exact zeros, and smooth ones;
 - `objective`: the objective, the ways a perturbation acts, the checks at the boundary;
 - `descent`: the solver, all rows at once and each on its own;
-- `maximisation`: sound, constrained and faithful maximisation, and their result.
+- `maximisation`: sound, constrained and faithful maximisation, and their result;
+- `chess`: the same question for boards, where only legal positions count.
 
 A high probe value is not the concept: measure the concept itself on `Maximisation.result`.
 """

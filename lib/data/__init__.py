@@ -11,6 +11,7 @@ Real, below DATA_ROOT (`make data` fetches what is public):
     fashion_mnist  60,000 + 10,000 pieces of clothing, 28x28
     housing        California housing, and a generated table with known entanglement
     imagenet       one image a class with a trained MobileNetV2, and ten textures
+    chess          the authors' 6x6 network and checker, Maia, tournament games
     nlp            SNLI and RTE sentence pairs, and the vocabulary
 Shared:
     base           provenance, splits, verification, image archives
