@@ -7,7 +7,8 @@ smallest move that makes the probe read the concept. The package, in reading ord
 - `objective`: the objective, the ways a perturbation acts, the checks at the boundary;
 - `descent`: the solver, all rows at once and each on its own;
 - `maximisation`: sound, constrained and faithful maximisation, and their result;
-- `stacked`: many networks at once; `recipe_probes`: the probes of the document's notebooks.
+- `stacked`: many networks at once; `recipe_probes`: the probes of the document's notebooks;
+- `chess`: the same question for boards, where only legal positions count.
 
 The experiments, to be imported by name: `tabular` and `entanglement`; `autoencoders`, `images`,
 `image_edits` and `picture_measures`; the open questions in `weight_studies`, `language_studies`,

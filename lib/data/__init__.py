@@ -18,6 +18,7 @@ Real, below DATA_ROOT (`make data` fetches what is public):
     concept_images street scenes, clothing and textures with labels of pixels
     clip_text      CLIP's text embeddings of 1,203 object names
     probing        CIFAR-100, Places365, APTOS and RetinaMNIST in their published layouts
+    chess          the authors' 6x6 network and checker, Maia, tournament games
 Shared:
     annotations    label planes and concepts, whatever format they came in
     base           provenance, splits, verification, image archives

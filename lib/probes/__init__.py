@@ -5,6 +5,7 @@ Documents 1 (attributing learned concepts) and 5 (concept backpropagation). Map,
 * ``linear``: ``Probe``, ``fit_logistic`` (batched Newton), ``fit_ridge`` (closed form),
   ``balanced_weights``, ``concept_direction``. Its solver is in ``newton``, its checks in
   ``inputs``.
+* ``wide``: ``fit_wide``, the same probe for layers of thousands of units.
 * ``sparse``: ``rank_channels`` (four rules), ``fit_sparse`` (refit on k channels),
   ``selection_stability`` and ``chance_jaccard``.
 * ``evaluate``: ``accuracy``, ``detection_score`` (S = 2 accuracy - 1), ``roc_auc``, ``r2``,
@@ -55,6 +56,7 @@ from lib.probes.sparse import (
     rank_channels,
     selection_stability,
 )
+from lib.probes.wide import fit_wide
 
 __all__ = [
     "PENALTIES",
@@ -75,6 +77,7 @@ __all__ = [
     "fit_logistic",
     "fit_ridge",
     "fit_sparse",
+    "fit_wide",
     "r2",
     "rank_channels",
     "reliability_curve",

@@ -8,7 +8,7 @@ the probe and a ``ProbeReport`` that says whether it is good enough to be maximi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,7 @@ def validate_penalty(
     trivial: Tensor | None = None,
     control_groups: Tensor | None = None,
     n_shuffles: int = 5,
+    fit: Callable[..., Probe] = fit_logistic,
 ) -> tuple[Probe, ProbeReport]:
     """Fit a logistic probe by document 5's protocol and judge it against controls.
 
@@ -122,6 +123,7 @@ def validate_penalty(
             recur in the fit and test parts: ``groups`` do not, by construction, and would put the
             control at chance whatever the probe can memorise.
         n_shuffles: label shuffles averaged in the control ``shuffled``.
+        fit: ``fit_logistic``, or ``fit_wide`` for layers of thousands of units.
 
     Returns:
         The probe, and its report. Controls: ``majority`` (the more frequent class of the fit
@@ -142,21 +144,20 @@ def validate_penalty(
     parts = split_by_group(len(z), generator=generator, groups=groups)
     test = parts[2]
     label = y.to(z.device)
-    probe, penalty = _search(_LOGISTIC, z, label, parts, penalties)
+    task = replace(_LOGISTIC, fit=lambda z, y, l2: fit(z, y, C=[1 / p for p in l2]))
+    probe, penalty = _search(task, z, label, parts, penalties)
     scores = probe.score(z[test])
     correct = (scores > 0) == (label[test] == 1)
     score = detection_score(scores, label[test]).item()
     majority = (label[parts[0]].double().mean() > 0.5).to(label.dtype)
     controls = {"majority": _agreement(label[test], majority)}
-    controls |= _controls(
-        _LOGISTIC, z, label, parts, penalties, alternatives, n_shuffles, generator
-    )
+    controls |= _controls(task, z, label, parts, penalties, alternatives, n_shuffles, generator)
     if trivial is not None:
         controls["trivial"] = _agreement(trivial.to(label.device)[test], label[test])
     if control_groups is not None:
         seed = even_seed(control_groups)
         coins = control_task(control_groups, seed=seed).to(label.device)
-        controls["control_task"] = _tested(_LOGISTIC, z, coins, parts, penalties)
+        controls["control_task"] = _tested(task, z, coins, parts, penalties)
         controls["selectivity"] = float(selectivity(score, controls["control_task"]))
     rows = None if groups is None else groups[test.to(groups.device)]
     low, high = bootstrap_interval(2 * correct.double() - 1, generator=generator, groups=rows)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import models, probes, training
-from tests.benchmarks import rows_attribution, rows_backprop, rows_npeff
+from tests.benchmarks import rows_attribution, rows_backprop, rows_chess, rows_npeff
 from tests.benchmarks.row import Row
 
 
@@ -108,4 +108,5 @@ ROWS: dict[str, Callable[[], Row]] = {
     **rows_attribution.ROWS,
     **rows_backprop.ROWS,
     **rows_npeff.ROWS,
+    **rows_chess.ROWS,
 }

@@ -1,0 +1,366 @@
+"""The chess experiments of document 5: what notebook 53 measures.
+
+In reading order: `Bed`, `prepare` (positions, a tower with its checkpoints, a checker),
+`detection_map`, `Outcome` and `compare` (every method on the same boards), `irrelevant_squares`,
+`sweep` (the strength of the legality constraint), `checker_faults`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lib import models
+from lib.backprop.chess import networks
+from lib.backprop.chess.boards import Boards, Flags, concatenate
+from lib.backprop.chess.concepts import CONCEPTS, owns_queen
+from lib.backprop.chess.detection import (
+    Guard,
+    Sample,
+    candidates,
+    fit_reader,
+    quick_score,
+    sample,
+)
+from lib.backprop.chess.moves import is_legal, violations
+from lib.backprop.chess.planes import from_planes, mover_planes, published_pieces
+from lib.backprop.chess.positions import Positions, fetch_positions
+from lib.backprop.chess.reading import Reader
+from lib.backprop.chess.relaxed import Relaxed, relaxed_bop, relaxed_ste
+from lib.backprop.chess.search import (
+    VARIANTS,
+    Answer,
+    all_edits,
+    apply,
+    changed_cells,
+    maximise_boards,
+    random_edits,
+)
+from lib.data import chess as stored
+
+Progress = Callable[[range], Iterator[int]]
+CONCEPT = "threat_my_queen"
+TAU = 0.9
+HELD_OUT = 0.2  # share of the games that no probe is fitted on
+
+
+@dataclass(frozen=True)
+class Bed:
+    """Positions, a network with its history, and a legality checker."""
+
+    name: str
+    positions: Positions  # of the games that probes are fitted on
+    held: Positions  # of the other games
+    checkpoints: Mapping[str, networks.Tower]  # in order of training; the first is untrained
+    checker: nn.Module
+    source: str
+
+    @property
+    def network(self) -> networks.Tower:
+        """The trained network."""
+        return list(self.checkpoints.values())[-1]
+
+    @property
+    def untrained(self) -> networks.Tower:
+        """The same network with random weights."""
+        return next(iter(self.checkpoints.values()))
+
+    def sample(self, concept: str, n: int, *, seed: int, matched: bool = True) -> Sample:
+        """Balanced positions of one concept, see `detection.sample`."""
+        return sample(self.positions, CONCEPTS[concept], n, seed=seed, matched=matched)
+
+
+def prepare(
+    name: str,
+    root: Path,
+    *,
+    seed: int,
+    n_positions: int,
+    n_train: int,
+    width: int,
+    epochs: int,
+    n_checker: int,
+    checkpoints: Sequence[int],
+) -> Bed:
+    """Positions and networks; what is trained or played comes from the cache.
+
+    Args:
+        name: "own" (a small tower trained on the value of the positions) or "official" (the
+            authors' network and checker, below `root`).
+        n_train, width, epochs, n_checker: of the own networks.
+        checkpoints: epochs to keep, of either.
+
+    Raises:
+        ValueError: another name.
+        MissingData, DamagedData: as `lib.data.chess.load_minichess`.
+    """
+    if name not in ("own", "official"):
+        raise ValueError(f"networks are own or official; got {name!r}")
+    positions = fetch_positions(n_positions, seed=seed)
+    last = positions.game.unique()[-int(HELD_OUT * len(positions.game.unique()))]
+    held = (positions.game >= last).numpy()
+    fit, rest = positions[(~held).nonzero()[0]], positions[held.nonzero()[0]]
+    generator = torch.Generator().manual_seed(seed)
+    if name == "official":
+        run = stored.load_minichess(root)
+        blank = networks.Tower()
+        models.initialise(blank, generator).eval()
+        towers = {"random": blank}
+        towers |= {f"epoch {e}": networks.official_tower(run.at(e)) for e in checkpoints}
+        checker = networks.official_checker(stored.load_checker(root))
+        return Bed(name, fit, rest, towers, checker, str(run.provenance))
+    recipe = replace(networks.RECIPE, epochs=epochs)
+    made = networks.fetch_tower(fit[np.arange(n_train)], width=width, seed=seed, recipe=recipe)
+    towers = {"random": made[0]} | {f"epoch {e}": made[e] for e in checkpoints}
+    checker = networks.fetch_checker(
+        fit.boards[:n_checker], width=width // 2, seed=seed, recipe=replace(recipe, epochs=2)
+    )
+    about = f"own tower of {width} filters, {epochs} epochs on the value of {n_train:,} positions"
+    return Bed(name, fit, rest, towers, checker, about)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """S of one concept; rows are checkpoints, columns layers."""
+
+    concept: str
+    checkpoints: tuple[str, ...]
+    layers: tuple[str, ...]
+    score: Tensor  # [checkpoints, layers]
+    half: Tensor  # [checkpoints, layers], half the 95% interval
+    rule: float  # S of the best trivial rule on the same sample
+
+
+def detection_map(
+    bed: Bed,
+    concept: str,
+    n: int,
+    *,
+    seed: int,
+    checkpoints: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Detection:
+    """S by layer and checkpoint, on balanced but unmatched positions as published.
+
+    Trivial rule: a side owns a queen (that side for the threats; the better of both otherwise).
+    """
+    data = bed.sample(concept, n, seed=seed, matched=False)
+    names = tuple(bed.checkpoints if checkpoints is None else checkpoints)
+    layers = tuple(networks.layers(bed.network))
+    cells = [(c, layer) for c in names for layer in layers]
+    todo = range(len(cells))
+    found = [
+        quick_score(bed.checkpoints[cells[k][0]], cells[k][1], data, seed=seed + k)
+        for k in (progress(todo) if progress else todo)
+    ]
+    grid = torch.tensor(found, dtype=torch.float64).view(len(names), len(layers), 2)
+    queens = (owns_queen(data.boards), owns_queen(data.boards.turned()))
+    rule = max(2 * float((q == data.label).mean()) - 1 for q in queens)
+    return Detection(concept, names, layers, grid[..., 0], grid[..., 1], max(rule, 0.0))
+
+
+def detection_maps(
+    bed: Bed, concepts: Sequence[str], n: int, *, seed: int, progress: Progress | None = None
+) -> dict[str, Detection]:
+    """The first concept in every checkpoint, the others in the trained network; by name."""
+    last = list(bed.checkpoints)[-1:]
+    found = {}
+    for k, concept in enumerate(concepts):
+        at = None if k == 0 else last
+        found[concept] = detection_map(
+            bed, concept, n, seed=seed + 1000 * k, checkpoints=at, progress=progress
+        )
+    return found
+
+
+def reader(bed: Bed, n: int, guard: Guard, *, seed: int) -> Reader:
+    """A reader of `threat_my_queen`, fitted on matched positions as `guard` says."""
+    data = bed.sample(CONCEPT, n, seed=seed)
+    pool = bed.positions.boards
+    return fit_reader(bed.network, data, pool, CONCEPTS[CONCEPT], guard, seed=seed)
+
+
+def to_explain(bed: Bed, probe: Reader, n: int) -> Boards:
+    """Held-out boards without the concept that the probe reads below .27, in a fixed random order.
+
+    Raises:
+        ValueError: there are fewer than n.
+    """
+    order = np.random.default_rng(len(bed.held)).permutation(len(bed.held))
+    few = bed.held.boards[order[: 40 * n]]
+    rows = candidates(probe, few, CONCEPTS[CONCEPT])[:n]
+    if len(rows) < n:
+        raise ValueError(f"{len(rows)} held-out boards are read below .27, wanted {n}; play more")
+    return few[rows]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One method on n boards."""
+
+    method: str
+    before: Boards
+    after: Boards
+    logit: Tensor  # [n], the probe's, afterwards
+    tau: float
+    legal: Flags  # [n]
+    truth: Flags  # [n], the rules confirm the concept
+    edits: Tensor | None  # [n], or None where a method makes none
+    evaluations: float  # boards read, or gradients taken, a board
+    seconds: float  # a board
+    answers: tuple[Answer, ...] = ()
+    relaxed: Relaxed | None = None
+
+    @property
+    def reached(self) -> Flags:
+        """Whether the probe reads at least tau, `[n]`."""
+        return self.logit.numpy() >= np.log(self.tau / (1 - self.tau))
+
+    @property
+    def cells(self) -> Tensor:
+        """Squares that changed, `[n]`."""
+        return torch.from_numpy(changed_cells(self.before, self.after))
+
+
+def outcome(
+    method: str, probe: Reader, before: Boards, after: Boards, tau: float, **more: object
+) -> Outcome:
+    """Judge boards by the probe and by the rules."""
+    legal = is_legal(after)
+    truth = np.zeros(len(after), bool)
+    ask = legal.nonzero()[0]
+    if len(ask):
+        truth[ask] = CONCEPTS[CONCEPT](after[ask])
+    return Outcome(method, before, after, probe.logits(after), tau, legal, truth, **more)  # type: ignore[arg-type]
+
+
+def searched(probe: Reader, boards: Boards, variant: str, tau: float, *, seed: int = 0) -> Outcome:
+    """One variant of the beam search."""
+    answers = maximise_boards(probe, boards, tau, VARIANTS[variant], seed=seed)
+    return outcome(
+        variant,
+        probe,
+        boards,
+        concatenate([a.board for a in answers]),
+        tau,
+        edits=torch.tensor([len(a.edits) for a in answers]),
+        evaluations=float(np.mean([a.evaluations for a in answers])),
+        seconds=float(np.mean([a.seconds for a in answers])),
+        answers=tuple(answers),
+    )
+
+
+def relaxed(
+    bed: Bed, probe: Reader, boards: Boards, tau: float, *, kind: str, steps: int, legality: float
+) -> Outcome:
+    """The authors' optimiser ("bop") or the straight-through one ("ste")."""
+    begun = time.perf_counter()
+    if kind == "bop":
+        found = relaxed_bop(probe, bed.checker, boards, steps=steps, legality=legality)
+    else:
+        found = relaxed_ste(probe, bed.checker, boards, steps=steps)
+    taken = (time.perf_counter() - begun) / len(boards)
+    return outcome(
+        f"relaxed, {kind}", probe, boards, found.boards, tau,
+        edits=None, evaluations=float(steps), seconds=taken, relaxed=found,
+    )  # fmt: skip
+
+
+def compare(
+    bed: Bed,
+    probe: Reader,
+    boards: Boards,
+    *,
+    tau: float = TAU,
+    variants: Sequence[str] = tuple(VARIANTS),
+    bop_steps: int = 1000,
+    ste_steps: int = 500,
+    seed: int = 0,
+) -> list[Outcome]:
+    """Every method on the same boards, and random legal edits as many as the beam makes."""
+    found = [
+        relaxed(bed, probe, boards, tau, kind=kind, steps=steps, legality=1.0)
+        for kind, steps in (("bop", bop_steps), ("ste", ste_steps))
+        if steps
+    ]
+    found += [searched(probe, boards, name, tau, seed=seed) for name in variants]
+    n_edits = 2
+    after = random_edits(boards, n_edits, seed=seed)
+    edits = torch.full((len(boards),), n_edits)
+    return [
+        *found,
+        outcome(
+            "random edits", probe, boards, after, tau, edits=edits, evaluations=0.0, seconds=0.0
+        ),
+    ]
+
+
+def irrelevant_squares(probe: Reader, made: Outcome) -> float:
+    """Share of the changed squares that can be put back alone while the probe still reads tau.
+
+    Over boards that reached it; NaN if none did.
+    """
+    goal = float(np.log(made.tau / (1 - made.tau)))
+    before, after = mover_planes(made.before), mover_planes(made.after)
+    parts, whites = [], []
+    for k in made.reached.nonzero()[0]:
+        different = (before[k] != after[k]).any(0)
+        for row, column in different.nonzero().tolist():
+            back = after[k].clone()
+            back[:, row, column] = before[k][:, row, column]
+            parts.append(back)
+            whites.append(bool(made.before.white[k]))
+    if not parts:
+        return float("nan")
+    boards = from_planes(torch.stack(parts), torch.tensor(whites))
+    return (probe.logits(boards) >= goal).double().mean().item()
+
+
+def sweep(
+    bed: Bed, probe: Reader, boards: Boards, weights: Sequence[float], steps: int
+) -> list[Outcome]:
+    """The authors' optimiser under several weights of the learned checker.
+
+    Source: document 5, first experiments, the third.
+    """
+    return [
+        relaxed(bed, probe, boards, TAU, kind="bop", steps=steps, legality=weight)
+        for weight in weights
+    ]
+
+
+def checker_faults(bed: Bed, n: int, *, seed: int) -> list[dict[str, object]]:
+    """How the learned checker judges held-out boards and the same boards after one illegal edit.
+
+    One row a rule that the edit breaks: number of boards, share that the checker accepts.
+
+    Source: specification of document 5, section 5.3 and table T3.
+    """
+    draw = np.random.default_rng(seed)
+    start = bed.held.boards[draw.permutation(len(bed.held))[:n]]
+    edits = all_edits(start)
+    tried = apply(start, edits)
+    rows: list[dict[str, object]] = []
+
+    def row(words: str, boards: Boards) -> None:
+        x = published_pieces(mover_planes(boards), torch.from_numpy(boards.white.copy()))
+        with torch.no_grad():
+            accepted = torch.cat([bed.checker(part) < 0 for part in x.split(512)])
+        share = accepted.double().mean().item()
+        rows.append({"boards": words, "n": len(boards), "accepted as legal": share})
+
+    row("legal", start)
+    broken = violations(tried)
+    wrong = np.any(list(broken.values()), 0).nonzero()[0]
+    row("illegal", tried[draw.permutation(wrong)[: 4 * n]])
+    for rule, flags in broken.items():
+        only = flags & (np.sum(list(broken.values()), 0) == 1)
+        if only.sum() >= 20:
+            row(f"illegal: {rule}", tried[draw.permutation(only.nonzero()[0])[:n]])
+    return rows

@@ -1,0 +1,196 @@
+"""The chess experiments on tiny networks: every number of notebook 53 has the right meaning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import chess
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib import claims
+from lib.backprop.chess import boards, moves, pictures, planes, studies, verdicts
+from lib.backprop.chess.boards import Boards
+from lib.backprop.chess.detection import Guard, detect
+from lib.backprop.chess.reading import Reader
+from lib.probes import Probe
+
+SIZES = {
+    "n_positions": 3000,
+    "n_train": 300,
+    "width": 4,
+    "epochs": 1,
+    "n_checker": 100,
+    "checkpoints": (1,),
+}
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> studies.Bed:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CACHE_DIR", str(folder))
+        return studies.prepare("own", Path("nowhere"), seed=0, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def reader(bed: studies.Bed) -> Reader:
+    return studies.reader(bed, 400, Guard(("stem",), n_edited=200), seed=0)
+
+
+class Same(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.same(x)
+
+
+def mover_only(x: torch.Tensor, white: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def board(fen: str) -> Boards:
+    return boards.from_chess([chess.Board(f"{fen} - - 0 1")], 6)
+
+
+def queen_on_c3() -> Reader:
+    weight = torch.zeros(12, 6, 6)
+    weight[4, 2, 2] = 8.0
+    probe = Probe(weight.flatten(), torch.tensor(-4.0), 0, torch.tensor(True))
+    return Reader(Same().eval(), ["same"], [probe], mover_only)
+
+
+def test_games_of_held_out_positions_are_others(bed: studies.Bed) -> None:
+    assert not set(bed.positions.game.tolist()) & set(bed.held.game.tolist())
+    assert len(bed.positions) + len(bed.held) == SIZES["n_positions"]
+    assert list(bed.checkpoints) == ["random", "epoch 1"]
+    assert bed.untrained is not bed.network
+
+
+def test_boards_to_explain_lack_the_concept_and_are_read_low(
+    bed: studies.Bed, reader: Reader
+) -> None:
+    chosen = studies.to_explain(bed, reader, 5)
+    assert len(chosen) == 5
+    assert not studies.CONCEPTS[studies.CONCEPT](chosen).any()
+    assert (torch.sigmoid(reader.logits(chosen)) < 0.27).all()
+    with pytest.raises(ValueError, match="play more"):
+        studies.to_explain(bed, reader, 5000)
+
+
+def test_squares_that_are_not_needed_are_counted() -> None:
+    before = board("8/8/k7/8/8/8/8/5K2 w")
+    probe = queen_on_c3()
+    exact = studies.outcome("a", probe, before, board("8/8/k7/8/8/2Q5/8/5K2 w"), 0.9, **EMPTY)
+    wasteful = studies.outcome(
+        "b", probe, before, board("8/8/k7/5n2/8/2Q5/4p3/5K2 w"), 0.9, **EMPTY
+    )
+    assert studies.irrelevant_squares(probe, exact) == 0
+    assert studies.irrelevant_squares(probe, wasteful) == pytest.approx(2 / 3)
+    assert exact.reached.tolist() == [True]
+    missed = studies.outcome("c", probe, before, before, 0.9, **EMPTY)
+    assert np.isnan(studies.irrelevant_squares(probe, missed))
+
+
+EMPTY = {"edits": None, "evaluations": 0.0, "seconds": 0.0}
+
+
+def test_truth_is_asked_of_legal_boards_only() -> None:
+    before, probe = board("8/8/k7/8/8/8/8/5K2 w"), queen_on_c3()
+    threatened = board("8/8/k7/8/1p6/2Q5/8/5K2 w")
+    found = studies.outcome("a", probe, before, threatened, 0.9, **EMPTY)
+    assert found.truth.tolist() == [True]
+    no_king = board("8/8/8/8/1p6/2Q5/8/5K2 w")
+    found = studies.outcome("a", probe, before, no_king, 0.9, **EMPTY)
+    assert found.truth.tolist() == [False]
+    assert found.legal.tolist() == [False]
+
+
+def test_the_whole_experiment_gives_every_claim_its_number(
+    bed: studies.Bed, reader: Reader
+) -> None:
+    names = ("threat_opp_queen", "threat_my_queen", "random")
+    maps = studies.detection_maps(bed, names, 200, seed=0)
+    assert maps["threat_opp_queen"].score.shape == (2, 8)
+    assert maps["random"].score.shape == (1, 8)
+    data = bed.sample(studies.CONCEPT, 300, seed=0)
+    _, report = detect(bed.network, bed.untrained, "stem", data, seed=0, penalties=(100.0,))
+    few = studies.to_explain(bed, reader, 4)
+    found = studies.compare(bed, reader, few, bop_steps=12, ste_steps=4, tau=0.6)
+    by_name = {o.method: o for o in found}
+    assert set(by_name) >= {"relaxed, bop", "relaxed, ste", "beam", "greedy", "random edits"}
+    for name, o in by_name.items():
+        assert "relaxed" in name or moves.is_legal(o.after).all()
+    swept = studies.sweep(bed, reader, few[:2], (0.0, 1.0), 8)
+    checked = studies.checker_faults(bed, 30, seed=0)
+    assert [x["boards"] for x in checked[:2]] == ["legal", "illegal"]
+    beam = by_name["beam"]
+    kinds = {"bop": by_name["relaxed, bop"], "beam": beam, "all": beam, "sure": beam}
+    values = verdicts.measured(reader, maps, report, kinds, (0.0, 1.0), swept, checked)
+    mine = {k for k, claim in claims.ledger().items() if claim.notebook == "53_chess"}
+    assert set(values) == mine
+    assert values["P5-44"] == 0.0
+    rows = pictures.comparison_rows(reader, found)
+    assert len(rows) == len(found)
+    assert len(pictures.reader_rows({("guarded", 0.6): beam}, {"guarded": reader})) == 1
+    assert len(pictures.probe_rows({"stem": report})) == 1
+    assert len(pictures.detection_rows(maps)) == 3
+
+
+def test_the_trace_is_that_of_a_relaxed_run(bed: studies.Bed, reader: Reader) -> None:
+    import matplotlib.pyplot as plt
+
+    few = studies.to_explain(bed, reader, 2)
+    made = studies.relaxed(bed, reader, few, 0.9, kind="bop", steps=6, legality=1.0)
+    assert made.relaxed is not None
+    assert made.relaxed.bits_on.shape == (6, 2)
+    figure = pictures.trace(made, 0)
+    assert figure.axes[0].lines[0].get_ydata()[1] == 468
+    plt.close(figure)
+    with pytest.raises(ValueError, match="keeps no trace"):
+        pictures.trace(replace(made, relaxed=None), 0)
+
+
+def test_a_flat_sweep_correlates_with_nothing() -> None:
+    probe, before = queen_on_c3(), board("8/8/k7/8/8/8/8/5K2 w")
+    same = [studies.outcome("a", probe, before, before, 0.9, **EMPTY) for _ in range(3)]
+    assert verdicts.rise_with_weight((0, 1, 2), same) == 0
+    broken = studies.outcome("a", probe, before, board("8/8/8/8/8/8/8/5K2 w"), 0.9, **EMPTY)
+    assert verdicts.rise_with_weight((0, 1, 2), [broken, broken, same[0]]) > 0.5
+
+
+def test_shares_and_differences_have_their_errors() -> None:
+    a, b = np.array([True] * 9 + [False]), np.array([True] * 4 + [False] * 6)
+    assert verdicts.share(a) == (0.9, pytest.approx(0.0949, abs=1e-3))
+    assert verdicts.difference(a, b)[0] == pytest.approx(0.5)
+    assert verdicts.difference(a, a) == (0.0, 0.0)
+
+
+def test_published_positions_are_named_with_their_faults() -> None:
+    assert pictures.n_legal_published() == 0
+    assert [pictures.faults(b) for b in pictures.published().values()] == [
+        [], ["other side in check"], [], ["other side in check"],
+    ]  # fmt: skip
+
+
+def test_changed_squares_are_tinted() -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots()
+    before, after = board("8/8/k7/8/8/8/8/5K2 w"), board("8/8/k7/8/8/2Q5/8/5K2 w")
+    pictures.draw_board(axis, after, "title", before=before)
+    tinted = [p for p in axis.patches if p.get_facecolor()[:3] == plt.matplotlib.colors.to_rgb(
+        pictures.TINT)]  # fmt: skip
+    assert [p.get_xy() for p in tinted] == [(1.5, 1.5)]
+    assert len(axis.texts) == int(planes.mover_planes(after).sum())
+    plt.close(figure)
+
+
+def test_unknown_networks_are_refused() -> None:
+    with pytest.raises(ValueError, match="own or official"):
+        studies.prepare("theirs", Path("nowhere"), seed=0, **SIZES)
