@@ -89,8 +89,10 @@ def _own_labels(x: Tensor) -> Tensor:
 def test_removing_the_top_leaves_the_concept_and_hurts_the_task() -> None:
     """Check 6, first half, for the document's ranking.
 
-    That with the probe following costs a little more than .01 at T = 100 with these seeds (.013):
-    it finds what matters. It is held to the margin of section 6.4.
+    That with the probe following costs a little more than .01 at T = 100: it finds what matters.
+    Measured with 60 networks a removal and three sets of 20 attributed ones: .010, .014 and .012
+    (standard error .002 each); probe frozen .000, .004 and .004. It is held to the margin of
+    section 6.4.
     """
     found = _removal()
     assert found.difference("frozen", 100).mean().abs() <= 0.01

@@ -131,6 +131,15 @@ def test_chunks_do_not_change_the_scores() -> None:
     torch.testing.assert_close(parts.weights, whole.weights, **EXACT)
 
 
+def test_how_many_networks_run_at_once_does_not_change_the_scores() -> None:
+    three = [*NETWORKS, _network(2)]
+    whole = attribute_eigenpairs(three, TRAIN, DATA, LAYERS, k=20, stack=3)
+    parts = attribute_eigenpairs(iter(three), TRAIN, DATA, LAYERS, k=20, stack=2)
+    torch.testing.assert_close(parts.unweighted, whole.unweighted, **EXACT)
+    torch.testing.assert_close(parts.by_model, whole.by_model, **EXACT)
+    torch.testing.assert_close(parts.weights, whole.weights, **EXACT)
+
+
 def test_a_layer_that_is_a_linear_module_itself_has_its_own_gradient() -> None:
     layers = ["hidden2.0", "hidden1.0"]
     found = attribute_eigenpairs(NETWORKS, TRAIN, DATA, layers, k=119, ridge=0.1)
@@ -235,6 +244,7 @@ BROKEN[17, 2] = float("nan")
 FAULTS = {
     "k": (_bad(k=0), "k >= 1 pairs and a ridge > 0, got 0"),
     "ridge": (_bad(ridge=0.0), "a ridge > 0, got 5 and 0.0"),
+    "stack": (_bad(stack=0), "want stack >= 1 networks a pass, got 0"),
     "layers": (_bad(layers=()), "at least one layer"),
     "layer": (_bad(layers=["hidden9"]), "no layer hidden9"),
     "version": (_bad(versions=("thawed",)), "versions are frozen, refit; got thawed"),
