@@ -1,7 +1,8 @@
 """What notebook 21 measures: planted units, agreement of detectors, the null, two spaces.
 
-Public names: `Named`, `planted`, `planted_rows`, `Agreement`, `agreement`, `agreement_rows`,
-`white_noise`, `shares`, `Compared`, `compare_spaces`, `table_1`.
+Public names: `Named`, `planted`, `fetch_set`, `planted_rows`, `Agreement`, `agreement`,
+`agreement_rows`, `denominator_rows`, `white_noise`, `shares`, `placed`, `Compared`,
+`compare_spaces`, `table_1`.
 
 Source: document 2, section 3.1 and table 1; specification section 1, 3.5, 4.5 and 7.1.
 """
@@ -16,12 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib import bootstrap
-from lib.data.annotations import CATEGORIES
+from lib import bootstrap, cache
+from lib.data import scenes
+from lib.data.annotations import CATEGORIES, Annotations
+from lib.monitoring import encoder
 from lib.monitoring.activations import ConceptScores, ConceptSet, LayerActivations
 from lib.monitoring.calibration import Rule
 from lib.monitoring.detectors import Detector, clip_dissect
+from lib.monitoring.dissection import DENOMINATORS, NetworkDissection, detectors_by_category
 from lib.monitoring.learned_space import learn, moves, place
+from lib.monitoring.record import Top
+from lib.monitoring.space import Space, concept_weights
 
 # name in the table -> similarity and constants; a = 0 stands for the matched softmax
 VARIANTS: dict[str, tuple[str, dict[str, float]]] = {
@@ -34,6 +40,8 @@ VARIANTS: dict[str, tuple[str, dict[str, float]]] = {
     "soft-WPMI, standardised": ("soft_wpmi_z", {}),
 }
 CHOSEN = "soft-WPMI, standardised"
+ORACLE, TRAINED = "oracle", "trained encoder"
+TWIN = 0.7  # correlation of coverage from which two concepts are near twins
 NOISE = 0.1  # sd beside the coverage of a planted unit (specification 7.1, case 12)
 Measured = tuple[float, float]
 
@@ -44,13 +52,22 @@ class Named:
 
     variant: str
     encoder: str
-    right: Tensor  # bool [S, C]: seed, planted concept; NaN-free because absent ones are left out
+    right: Tensor  # bool [S, C]: probing set, planted concept
+    near: Tensor  # bool [S, C]: right, or a concept whose coverage correlates with the true one
     present: Tensor  # bool [S, C]: the concept is in the probing set
 
     @property
     def share(self) -> Measured:
         """Mean share named right, and its standard deviation over probing sets."""
-        each = (self.right & self.present).sum(1).double() / self.present.sum(1)
+        return self._share(self.right)
+
+    @property
+    def near_share(self) -> Measured:
+        """The same, counting near twins: a tree named "crown", for instance."""
+        return self._share(self.near)
+
+    def _share(self, of: Tensor) -> Measured:
+        each = (of & self.present).sum(1).double() / self.present.sum(1)
         return float(each.mean()), float(each.std()) if len(each) > 1 else 0.0
 
     def by_category(self, concepts: ConceptSet) -> dict[str, float]:
@@ -67,6 +84,7 @@ def planted(
     sets: Sequence[tuple[Tensor, Mapping[str, Tensor]]],
     *,
     noise: float = NOISE,
+    relative: bool = False,
     seed: int = 0,
     variants: Sequence[str] = tuple(VARIANTS),
 ) -> list[Named]:
@@ -75,22 +93,28 @@ def planted(
     Args:
         sets: a probing set each: coverage `[N, C]` and similarities by name of the encoder; rank
             reorder takes a root of mean similarities and is left out where they are negative.
-        noise: standard deviation added to the coverage.
+        noise: standard deviation added to the coverage, as a share of the image (a part covers a
+            hundredth at best), or with `relative` of the coverage's own standard deviation.
     """
-    found: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
+    found: dict[tuple[str, str], list[tuple[Tensor, Tensor, Tensor]]] = {}
     for number, (coverage, similarities) in enumerate(sets):
         generator = torch.Generator().manual_seed(seed + number)
-        acts = coverage + noise * torch.randn(coverage.shape, generator=generator)
+        sd = coverage.std(0)
+        scale = sd.clamp_min(1e-9) if relative else torch.ones_like(sd)
+        acts = coverage / scale + noise * torch.randn(coverage.shape, generator=generator)
         layer = LayerActivations("planted", torch.arange(len(acts)), acts)
-        present = coverage.std(0) > 0
-        for encoder, p in similarities.items():
+        present = sd > 0
+        twins = torch.corrcoef(coverage.T).nan_to_num(0.0) >= TWIN
+        truth = torch.arange(coverage.shape[1])
+        for who, p in similarities.items():
             for variant in variants:
                 label = _label(p, variant, layer)
-                right = label == torch.arange(coverage.shape[1])
-                found.setdefault((variant, encoder), []).append((right, present))
+                right = label == truth
+                near = right | twins[truth, label.long()]
+                found.setdefault((variant, who), []).append((right, near, present))
     return [
-        Named(variant, encoder, *(torch.stack(x) for x in zip(*each, strict=True)))
-        for (variant, encoder), each in found.items()
+        Named(variant, who, *(torch.stack(x) for x in zip(*each, strict=True)))
+        for (variant, who), each in found.items()
     ]
 
 
@@ -103,17 +127,41 @@ def _label(p: Tensor, variant: str, layer: LayerActivations) -> Tensor:
         return detector.detect(layer).label
 
 
-def planted_rows(found: Sequence[Named]) -> list[dict[str, str]]:
-    """A row a variant, a column an encoder."""
-    rows = []
-    for variant in dict.fromkeys(one.variant for one in found):
-        row = {"similarity": variant}
-        for one in found:
-            if one.variant == variant:
-                share, sd = one.share
-                row[one.encoder] = f"{share:.0%} ± {sd:.0%}"
-        rows.append(row)
-    return rows
+def fetch_set(n: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Coverage `[n, C]` of a probing set and its similarities by two encoders, through the cache.
+
+    The oracle's are standardised coverage; the trained encoder's are cosines with bare words.
+    """
+
+    def build() -> dict[str, Tensor]:
+        world = scenes.probe(n, seed)
+        labels = world.annotations()
+        return {
+            "coverage": labels.coverage(),
+            ORACLE: encoder.oracle(labels),
+            TRAINED: encoder.fetch().similarities(world.images, labels.words),
+        }
+
+    config = {"n": n, "seed": seed, "encoder": encoder.digest_of()}
+    code = [scenes.probe, scenes.World, Annotations, encoder.oracle, encoder.Encoder]
+    entry = cache.fetch("probing-set", config, build, code=code)
+    return entry["coverage"], {name: entry[name] for name in (ORACLE, TRAINED)}
+
+
+def planted_rows(found: Mapping[str, Sequence[Named]]) -> list[dict[str, str]]:
+    """A row a variant; a column an encoder and noise, and near twins for the first of them.
+
+    Args:
+        found: name of the noise -> `planted`.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for noise, named in found.items():
+        for one in named:
+            row = rows.setdefault(one.variant, {"similarity": one.variant})
+            row[f"{one.encoder}, {noise}"] = _percent(one.share)
+    for one in next(iter(found.values())):
+        rows[one.variant][f"{one.encoder}, or a twin"] = _percent(one.near_share)
+    return list(rows.values())
 
 
 @dataclass(frozen=True)
@@ -123,6 +171,7 @@ class Agreement:
     same_word: Tensor  # bool [n]
     same_category: Tensor  # bool [n]
     in_five: Tensor  # bool [n]: Network Dissection's five best hold the other's word
+    chance: float  # share of the last for the word of another of these units
     m: int  # units of the layer
 
     def share(self, of: Tensor, *, seed: int = 0) -> Measured | None:
@@ -160,8 +209,15 @@ def agreement(
         five[:, 0] == word,
         numbers[five[:, 0].long()] == numbers[word.long()],
         (five == word[:, None]).any(1),
+        _by_chance(five, word),
         len(chosen),
     )
+
+
+def _by_chance(five: Tensor, word: Tensor) -> float:
+    holds = (five[:, None, :] == word[None, :, None]).any(2).double()  # unit, word of a unit
+    n = len(word)
+    return float((holds.sum() - holds.diagonal().sum()) / max(1, n * (n - 1)))
 
 
 def agreement_rows(found: Mapping[tuple[str, str], Agreement]) -> list[dict[str, str]]:
@@ -174,6 +230,7 @@ def agreement_rows(found: Mapping[tuple[str, str], Agreement]) -> list[dict[str,
             "same word": _percent(one.share(one.same_word)),
             "same category": _percent(one.share(one.same_category)),
             "word among five": _percent(one.share(one.in_five)),
+            "of another unit": f"{one.chance:.0%}",
         }
         for (layer, encoder), one in found.items()
     ]
@@ -181,6 +238,23 @@ def agreement_rows(found: Mapping[tuple[str, str], Agreement]) -> list[dict[str,
 
 def _percent(measured: Measured | None) -> str:
     return "none" if measured is None else f"{measured[0]:.0%} ± {measured[1]:.0%}"
+
+
+def denominator_rows(
+    annotations: Annotations, acts: Mapping[str, LayerActivations]
+) -> list[dict[str, str]]:
+    """Detectors (and distinct ones) of each layer with each of the three published unions."""
+    rows = []
+    for layer, one in acts.items():
+        row = {"layer": layer, "units": f"{one.pooled.shape[1]}"}
+        for denominator in DENOMINATORS:
+            detector = NetworkDissection(annotations, one.ids, denominator=denominator)
+            iou = detector.detect(one).h
+            n, distinct = detectors_by_category(iou, annotations.categories)["all"]
+            row[denominator] = f"{n} ({distinct})"
+            row[f"best, {denominator}"] = f"{float(iou.max()):.3f}"
+        rows.append(row)
+    return rows
 
 
 def white_noise(
@@ -210,6 +284,11 @@ def shares(
     }
 
 
+def placed(tops: Sequence[Top], space: Space) -> Tensor:
+    """Units of all layers in our space, `[M, D]`."""
+    return torch.cat([space.place(top.concepts, concept_weights(top.h)) for top in tops])
+
+
 @dataclass(frozen=True)
 class Compared:
     """Our space and a learned one under the same changes; moves in units of the mean distance."""
@@ -231,6 +310,7 @@ def compare_spaces(
     ours: Sequence[Tensor],
     *,
     seed: int = 0,
+    steps: int = 600,
 ) -> Compared:
     """Learn a space for two probing sets and two base models, and embed the words each time.
 
@@ -239,17 +319,20 @@ def compare_spaces(
         embed: embeds the concept words, `[C, D]`; called for every setting anew.
         anchors: numbers of words.
         ours: A's units in our space on sets 1 and 2, `[M, D]`.
-        seed: of the learning.
+        seed, steps: of the learning.
     """
+    options = {"steps": steps}
     start = time.perf_counter()
-    first = learn(acts[0](), seed=seed)
+    first = learn(acts[0](), seed=seed, **options)
     learn_seconds = time.perf_counter() - start
     start = time.perf_counter()
     words = embed()
     embed_seconds = time.perf_counter() - start
     a_first, a_second, b_first = (make() for make in acts)
-    second, again = learn(a_second, seed=seed), learn(a_first, seed=seed + 1)
-    of_b = learn(b_first, seed=seed)
+    second, again = (
+        learn(x, seed=y, **options) for x, y in ((a_second, seed), (a_first, seed + 1))
+    )
+    of_b = learn(b_first, seed=seed, **options)
     scale = torch.pdist(words).mean()
     moved = torch.stack(
         [(embed()[list(anchors)] - words[list(anchors)]).norm(dim=1) / scale for _ in acts]
@@ -261,7 +344,7 @@ def compare_spaces(
         moved.amax(0),
         moves(first.units, second.units),
         moves(first.units, again.units),
-        moves(first.units, learn(half[: len(half) // 2], seed=seed).units),
+        moves(first.units, learn(half[: len(half) // 2], seed=seed, **options).units),
         moves(*ours),
         moves(of_b.units, place(first, b_first)),
     )

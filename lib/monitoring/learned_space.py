@@ -37,7 +37,7 @@ def learn(
     *,
     dim: int = 30,
     k: int = 20,
-    steps: int = 1000,
+    steps: int = 600,
     batch: int = 1024,
     negatives: int = 3,
     lr: float = 0.05,

@@ -79,8 +79,10 @@ def soft_wpmi_call() -> Row:
     p, acts = images @ words.T, activations(UNITS)
 
     def agree(a: Tensor, b: Tensor) -> tuple[bool, str]:
-        gap = float((a - b).abs().max())
-        return gap < 1e-4, f"scores agree to {gap:.0e}"
+        # float32 itself rounds 1 + p (Q - 1) to a few 1e-4 of the sum; so both against float64
+        exact = _soft_wpmi(p.double(), acts.double())
+        mine, theirs = (float((x - exact).abs().max()) for x in (a, b))
+        return mine < 1e-4, f"scores agree with float64 to {mine:.0e} (the peer's to {theirs:.0e})"
 
     return Row(
         ours=lambda: soft_wpmi(acts, p),  # the softmax is part of the call
