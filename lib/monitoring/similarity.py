@@ -11,11 +11,13 @@ Public names: `cosine`, `cosine_cubed`, `rank_reorder`, `global_ranks`, `top_ima
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
+RANKED = 64  # concepts ranked at once
 CONCEPTS = 256  # sorted at once; the keys of one unit then stay in the cache of a core
 SMALLEST_MEAN = 1e-6  # mean similarity below which rank reorder is not defined
 
@@ -91,10 +93,28 @@ def global_ranks(p: Tensor) -> Tensor:
     n, c = p.shape
     ranks = torch.empty(c, n, dtype=torch.int32, device=p.device)
     places = torch.arange(n, dtype=torch.int32, device=p.device)
-    for concept in range(c):
-        order = p[:, concept].sort(stable=True).indices
-        ranks[concept, order] = places
+    images = torch.arange(n, device=p.device)
+
+    def rank(first: int) -> None:
+        columns = p[:, first : first + RANKED].T.float().contiguous() + 0.0  # no negative zero
+        bits = columns.view(torch.int32)
+        # integers in the order of the numbers, and the image below: one sort, ties by image
+        ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
+        order = _sorted(ordered | images) & 0xFFFFFFFF
+        ranks[first : first + RANKED].scatter_(1, order, places.expand_as(order))
+
+    _in_threads(rank, range(0, c, RANKED), p.device)
     return ranks
+
+
+def _in_threads(job: Callable[[int], None], items: range, device: torch.device) -> None:
+    """On the CPU numpy's sort leaves the interpreter, so threads help."""
+    if device.type == "cpu":
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(job, items))
+    else:
+        for item in items:
+            job(item)
 
 
 def rank_reorder(
@@ -148,7 +168,7 @@ def rank_reorder(
     chance = torch.stack(
         [(ascending - ascending[:, d.to(acts.device)]).abs().pow(power).mean(1) for d in draws]
     ).mean(0)
-    similarity = torch.stack([p[rows].mean(0) for rows in images])
+    similarity = torch.nn.functional.embedding_bag(images, p, mode="mean")
     if (similarity <= 0).any():
         warnings.warn(
             f"{int((similarity <= 0).sum())} mean similarities are not positive; rank reorder is "
@@ -161,19 +181,17 @@ def rank_reorder(
     errors = torch.empty(len(values), p.shape[1], device=acts.device)
 
     def measure(unit: int) -> None:
+        rising, chosen = ascending[unit], images[unit]
         for first in range(0, p.shape[1], CONCEPTS):
-            found = ranks[first : first + CONCEPTS].index_select(1, images[unit])
-            order = _sorted((found.to(place.dtype) << bits) | place) & ((1 << bits) - 1)
-            gap = values[unit].take(order.long()) - ascending[unit]
-            gap = gap.abs_().pow_(power) if power != 3 else gap.abs_() * gap.square()
+            keys = ranks[first : first + CONCEPTS].index_select(1, chosen).to(place.dtype)
+            keys.bitwise_left_shift_(bits).bitwise_or_(place)
+            order = _sorted(keys).bitwise_and_((1 << bits) - 1)
+            gap = values[unit].index_select(0, order.view(-1)).view(order.shape).sub_(rising)
+            size = gap.abs()  # of three factors: a power is far dearer
+            gap = size.mul_(gap).mul_(gap) if power == 3 else size.pow_(power)
             errors[unit, first : first + CONCEPTS] = gap.mean(1)
 
-    if acts.device.type == "cpu":  # numpy's sort leaves the interpreter, so threads help
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            list(pool.map(measure, range(len(values))))
-    else:
-        for unit in range(len(values)):
-            measure(unit)
+    _in_threads(measure, range(len(values)), acts.device)
     ratio = torch.where(chance[:, None] > 0, errors / chance[:, None], torch.ones_like(errors))
     return -ratio / similarity.clamp_min(SMALLEST_MEAN).pow(scale_power)
 

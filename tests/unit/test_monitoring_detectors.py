@@ -18,7 +18,13 @@ from lib.monitoring.pointwise import (
     softmax,
     wpmi,
 )
-from lib.monitoring.similarity import cosine, cosine_cubed, rank_reorder, top_images
+from lib.monitoring.similarity import (
+    cosine,
+    cosine_cubed,
+    global_ranks,
+    rank_reorder,
+    top_images,
+)
 
 # specification 7.1, case 1
 P = torch.tensor([[0.3, 0.1], [0.2, 0.2], [0.1, 0.3], [0.0, 0.1]])
@@ -91,6 +97,15 @@ def test_rank_reorder_is_its_definition():
     want = naive_rank_reorder(acts, p, 0.2, seed=3)
     found = rank_reorder(acts, p, top=0.2, seed=3)
     torch.testing.assert_close(found.double(), want, atol=1e-5, rtol=1e-4)
+
+
+def test_ranks_over_all_images_order_numbers_of_both_signs_and_ties_by_image():
+    g = torch.Generator().manual_seed(0)
+    p = torch.randn(500, 70, generator=g).round(decimals=1)  # ties, zeros of both signs
+    ranks = global_ranks(p)
+    for concept in (0, 63, 64, 69):
+        order = p[:, concept].sort(stable=True).indices
+        assert ranks[concept, order].tolist() == list(range(500))
 
 
 def test_a_concept_in_the_units_own_order_has_no_rank_error():
