@@ -228,7 +228,7 @@ def _run() -> tuple[nn.Sequential, Tensor, list[tuple[int, dict[str, Tensor]]]]:
 
 
 def _published(folder: Path) -> dict[tuple[int, str], Tensor]:
-    """Best concepts of each unit: one pass for each layer and checkpoint, all through files."""
+    """Five best scores of each unit: one pass for each layer and checkpoint, all through files."""
     model, x, states = _run()
     raw = embeddings()
     for name, values in zip(("images", "words"), raw, strict=True):
@@ -253,7 +253,7 @@ def _published(folder: Path) -> dict[tuple[int, str], Tensor]:
             words = words / words.norm(dim=1, keepdim=True)
             p = images @ words.T
             del images, words
-            best[epoch, layer] = _soft_wpmi(p, torch.load(path)).topk(5, dim=1).indices
+            best[epoch, layer] = _soft_wpmi(p, torch.load(path)).topk(5, dim=1).values
     return best
 
 
@@ -275,13 +275,14 @@ def end_to_end() -> Row:
             return _published(Path(folder))
 
     def agree(a: Record, b: dict[tuple[int, str], Tensor]) -> tuple[bool, str]:
-        same = [
-            (a.trace("soft_wpmi", layer).concepts[epoch] == b[epoch, layer]).float().mean()
+        # scores and not words: with random embeddings many words are within the peer's rounding
+        gaps = [
+            (a.trace("soft_wpmi", layer).h[epoch] - b[epoch, layer]).abs().max()
             for epoch in range(CHECKPOINTS)
             for layer in LAYERS
         ]
-        share = float(torch.stack(same).mean())
-        return share > 0.999, f"{share:.2%} of the concepts equal"
+        worst = float(torch.stack(gaps).max())
+        return worst < 2e-3, f"five best scores of each unit agree to {worst:.0e}"
 
     return Row(
         ours=ours,
