@@ -36,7 +36,7 @@ from tests.benchmarks.row import Row
 N, C, D = 20_000, 1_197, 512
 UNITS = 512  # of one soft-WPMI call: the last layer of a ResNet-18
 RANKED, PEER_RANKED = 64, 8  # of one rank-reorder call; the peer does the first ones
-LAYERS = ("1", "4", "7")  # of the network below, after its ReLUs
+LAYERS = ("1", "4", "7")  # of the network below; leaky, so that no two images tie at zero
 CHECKPOINTS, SIDE, BATCH = 6, 16, 500
 DISSECTED = {"n": 512, "units": 64, "cells": 6, "pixels": 24, "planes": 4}
 
@@ -57,7 +57,9 @@ def activations(m: int) -> Tensor:
     images, words = embeddings()
     g = torch.Generator().manual_seed(1)
     chosen = words[torch.randint(C, (m,), generator=g)]
-    return (20 * (images @ chosen.T) + torch.randn(N, m, generator=g)).relu()
+    drawn = 20 * (images @ chosen.T) + torch.randn(N, m, generator=g)
+    # no two equal: which of two images comes first would be each side's own choice
+    return torch.linspace(0, 1, N)[drawn.argsort(0).argsort(0)].square()
 
 
 def _soft_wpmi(p: Tensor, acts: Tensor, k: int = 100) -> Tensor:
@@ -205,9 +207,9 @@ def net_dissection_loop() -> Row:
 
 def _network() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Identity(),
-        nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Identity(),
-        nn.Conv2d(64, 128, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(3, 32, 3, 2, 1), nn.LeakyReLU(0.1), nn.Identity(),
+        nn.Conv2d(32, 64, 3, 2, 1), nn.LeakyReLU(0.1), nn.Identity(),
+        nn.Conv2d(64, 128, 3, 2, 1), nn.LeakyReLU(0.1), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(128, 10),
     )  # fmt: skip
 
