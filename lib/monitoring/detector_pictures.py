@@ -177,7 +177,7 @@ def anchored(record: Record, detector: str, layer: str, word: str, epoch: int) -
     xy = trace.xy[at]
     shown = axis.scatter(xy[:, 0], xy[:, 1], c=cosine, cmap="viridis", s=14, vmin=0, vmax=1)
     axis.plot(*points[anchor], marker="*", ms=13, color=ROLE["second"], mec="black")
-    axis.annotate(word, points[anchor], xytext=(5, 5), textcoords="offset points")
+    axis.annotate(word, tuple(points[anchor].tolist()), xytext=(5, 5), textcoords="offset points")
     _plain(axis)
     axis.set_title(f"{layer}, epoch {epoch}: {int((cosine > 0.7).sum())} units near “{word}”")
     fig.colorbar(shown, ax=axis, label="cosine with the word")

@@ -123,7 +123,7 @@ def _label(p: Tensor, variant: str, layer: LayerActivations) -> Tensor:
     with warnings.catch_warnings():
         # rank reorder of an encoder with negative means; said in the table's caption
         warnings.filterwarnings("ignore", message=".*not positive")
-        detector = clip_dissect(p, similarity=similarity, **constants)
+        detector = clip_dissect(p, similarity=similarity, **constants)  # type: ignore[arg-type]
         return detector.detect(layer).label
 
 
@@ -143,6 +143,7 @@ def fetch_set(n: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         }
 
     config = {"n": n, "seed": seed, "encoder": encoder.digest_of()}
+    code: list[Callable[..., object]]
     code = [scenes.probe, scenes.World, Annotations, encoder.oracle, encoder.Encoder]
     entry = cache.fetch("probing-set", config, build, code=code)
     return entry["coverage"], {name: entry[name] for name in (ORACLE, TRAINED)}
