@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lib import models, probes, training
-from tests.benchmarks import rows_attribution, rows_backprop, rows_chess, rows_npeff
+from tests.benchmarks import (
+    rows_attribution,
+    rows_backprop,
+    rows_chess,
+    rows_monitor,
+    rows_npeff,
+)
 from tests.benchmarks.row import Row
 
 
@@ -109,4 +115,5 @@ ROWS: dict[str, Callable[[], Row]] = {
     **rows_backprop.ROWS,
     **rows_npeff.ROWS,
     **rows_chess.ROWS,
+    **rows_monitor.ROWS,
 }

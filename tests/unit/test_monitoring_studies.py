@@ -1,0 +1,146 @@
+"""Notebook 21's measures on tables whose answer is known, and the learned space."""
+
+import pytest
+import torch
+
+from lib.data.annotations import CATEGORIES
+from lib.monitoring import detector_studies as studies
+from lib.monitoring.activations import ConceptScores, ConceptSet
+from lib.monitoring.calibration import Rule
+from lib.monitoring.detectors import clip_dissect
+from lib.monitoring.learned_space import learn, moves, place
+
+C = 12
+WORDS = ConceptSet(tuple(f"w{k}" for k in range(C)), tuple(CATEGORIES[k % 6] for k in range(C)))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def coverage(n=1500, c=C, seed=0):
+    g = seeded(seed)
+    return torch.rand(n, c, generator=g) * (torch.rand(n, c, generator=g) < 0.15)
+
+
+def scores_of(h):
+    return ConceptScores(torch.tensor(h), "x", {}, torch.zeros(len(h)).bool())
+
+
+def test_clear_planted_units_are_named_right_by_the_oracle_and_by_chance_without_images():
+    shown = [coverage(seed=k) for k in range(2)]
+    blind = torch.randn(1500, C, generator=seeded(5))
+    found = studies.planted([(x, {"oracle": x, "blind": blind}) for x in shown])
+    assert len(found) == 2 * len(studies.VARIANTS)
+    for one in found:
+        share, _ = one.share
+        assert share > 0.9 if one.encoder == "oracle" else share < 0.5
+        assert one.near_share[0] >= share
+
+
+def test_a_twin_counts_as_near_and_an_absent_concept_not_at_all():
+    x = coverage()
+    x[:, 1] = x[:, 0] * (1 + 0.05 * torch.rand(1500, generator=seeded(1)))
+    x[:, 2] = 0.0
+    swapped = x[:, [1, 0, *range(2, C)]]  # an encoder that takes one for the other
+    (one,) = studies.planted([(x, {"swaps": swapped})], noise=0.01, variants=["cosine, cubed"])
+    assert one.present[0].tolist() == [True, True, False] + [True] * 9
+    assert one.right[0, :2].tolist() == [False, False]
+    assert one.near[0, :2].tolist() == [True, True]
+    assert one.share[0] == pytest.approx(9 / 11)
+    assert one.near_share[0] == pytest.approx(1.0)
+    assert one.by_category(WORDS)[CATEGORIES[0]] == pytest.approx(0.5)  # w0 wrong, w6 right
+
+
+def test_small_concepts_drown_in_noise_of_the_image_but_not_of_their_own():
+    x = 0.02 * coverage()
+    absolute, own = (
+        studies.planted([(x, {"o": x})], relative=r, variants=["cosine, cubed"])[0].share[0]
+        for r in (False, True)
+    )
+    assert absolute < 0.7
+    assert own == 1.0
+
+
+def test_hand_computed_agreement():
+    masks = scores_of([[0.3, 0.2, 0.1, 0.05, 0.04, 0.03, 0.02], [0.0, 0.1, 0, 0, 0, 0, 0],
+                       [0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])  # fmt: skip
+    words = scores_of([[0.0, 0, 0, 9, 0, 0, 0], [0, 9.0, 0, 0, 0, 0, 0], [9.0, 0, 0, 0, 0, 0, 0]])
+    concepts = ConceptSet(
+        tuple("abcdefg"), ("object", "part", "part", "object", "scene", "scene", "scene")
+    )
+    found = studies.agreement(masks, words, concepts)
+    assert found.m == 3
+    assert found.same_word.tolist() == [False, True]  # the third is no detector
+    assert found.same_category.tolist() == [True, True]
+    assert found.in_five.tolist() == [True, True]
+    # the other's word: "b" is among the five of the first, "d" among those of the second
+    assert found.chance == pytest.approx(1.0)
+    assert found.share(found.same_word)[0] == pytest.approx(0.5)
+    assert found.share(torch.zeros(0)) is None
+    rows = studies.agreement_rows({("layer4", "clip"): found})
+    assert rows[0]["detectors"] == "2 of 3"
+
+
+def test_white_noise_passes_a_threshold_of_minus_infinity_and_not_of_infinity():
+    detector = clip_dissect(torch.randn(400, C, generator=seeded()), similarity="soft_wpmi_z")
+    ids = torch.arange(400)
+    for tau, want in ((-1e9, 1.0), (1e9, 0.0)):
+        above, whole = studies.white_noise(detector, Rule(tau, 0.99), ids, m=20, seeds=(0, 1))
+        assert above.tolist() == [want, want]
+        assert whole.tolist() == [0.0, 0.0]
+
+
+def activations(n=600, seed=0):
+    """Three groups of units, each on images of its own."""
+    g = seeded(seed)
+    group = torch.randint(3, (n,), generator=g)
+    acts = torch.stack([(group == k % 3).float() for k in range(12)], 1)
+    return acts + 0.3 * torch.rand(n, 12, generator=g)
+
+
+def test_units_that_share_images_are_learned_to_lie_together():
+    space = learn(activations(), dim=8, k=60, steps=100)
+    apart = torch.cdist(space.units, space.units)
+    same = (torch.arange(12) % 3)[:, None] == (torch.arange(12) % 3)
+    assert apart[same & ~torch.eye(12).bool()].max() < apart[~same].min()
+
+
+def test_the_base_models_own_units_are_placed_where_they_were_learned():
+    acts = activations()
+    space = learn(acts, dim=8, k=60, steps=50)
+    torch.testing.assert_close(place(space, acts), space.units, atol=1e-4, rtol=1e-3)
+    assert learn(acts, dim=8, k=60, steps=50).units.equal(space.units)
+    with pytest.raises(ValueError, match="learned on 600 images, got activations of 599"):
+        place(space, acts[1:])
+
+
+def test_moves_ignore_rotation_and_shift_and_measure_the_rest():
+    g = seeded()
+    a = torch.randn(30, 4, generator=g)
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=g))[0]
+    assert moves(a, a @ turn + 3).max() < 1e-5
+    other = a.clone()
+    other[7] += 5.0
+    found = moves(a, other)
+    assert int(found.argmax()) == 7
+    assert found[7] > 5 * found.median()
+
+
+def test_spaces_that_cannot_be_learned_are_refused():
+    with pytest.raises(ValueError, match="two units or more"):
+        learn(torch.rand(10, 1))
+    with pytest.raises(ValueError, match="no two units share"):
+        learn(torch.eye(6)[:, :2], k=1)
+
+
+def test_comparing_spaces_finds_no_move_of_anchors_and_some_of_units():
+    vectors = torch.nn.functional.normalize(torch.randn(C, 6, generator=seeded()), dim=1)
+    sets = [lambda k=k: activations(seed=k) for k in range(3)]
+    units = torch.randn(12, 6, generator=seeded(1))
+    found = studies.compare_spaces(sets, vectors.clone, [1, 2], (units, units.flip(1)), steps=20)
+    assert found.anchors.max() == 0
+    assert found.units_probe.mean() > 0
+    assert found.ours_probe.max() < 1e-5  # a reflection
+    assert found.learn_seconds > found.embed_seconds
+    assert [row["ours"] for row in studies.table_1(found, C)][1] == "0e+00"
