@@ -1,0 +1,14 @@
+"""When does a unit learn a concept? Document 2, Concept-Monitor.
+
+Map, file by file, in reading order.
+
+- ``activations``: what detectors read and return; words and their categories.
+- ``similarity``, ``pointwise``: CLIP-Dissect's similarity functions; ``detectors``: CLIP-Dissect
+  as an object, and what a detector is.
+- ``dissection``: Network Dissection, by overlap with exact masks.
+- ``calibration``: thresholds, from a permutation null.
+- ``space``: concepts, units and words in one embedding space and on one map.
+- ``record``: Algorithm 1, every checkpoint through every detector into one long table.
+- ``statistics``: counts, births, transitions, spread, convergence, retention.
+- ``live``: the same inside a training loop.
+"""
