@@ -179,7 +179,7 @@ def fetch_checkpoints(
         "masks": "" if masks is None else cache.state_hash(masks),
         "attack": None if attack is None else asdict(attack),
     }
-    code = [
+    code: list[Callable[..., object]] = [
         train_checkpointed,
         models.build,
         models.NETWORKS[name],
@@ -265,7 +265,7 @@ def with_new_head(
     Raises:
         ValueError: another layer differs in shape.
     """
-    fresh = dict(models.build(name, generator, **spec).state_dict())
+    fresh = dict(models.build(name, generator, "cpu", **spec).state_dict())
     for key, value in state.items():
         if key.startswith(f"{head}."):
             continue
