@@ -49,6 +49,10 @@ class Detector(Protocol):
         """Whether it reads positions, not only pooled activations."""
 
     @property
+    def tau(self) -> float | None:
+        """A threshold that the method itself states, or None."""
+
+    @property
     def digest(self) -> str:
         """Hash of everything its scores depend on beside the activations."""
 
@@ -83,6 +87,7 @@ class ClipDissect:
     score: Score
     digest: str
     needs_maps: bool = False
+    tau: float | None = None
 
     def detect(self, acts: LayerActivations) -> ConceptScores:
         """Scores from pooled activations, on the device of the similarities.
