@@ -1,0 +1,57 @@
+"""Sizes of document 2's notebooks. Read them through `lib.config`."""
+
+from __future__ import annotations
+
+NO_PAPER: dict[str, str] = dict.fromkeys(
+    ("22_standard_training", "24_adversarial_training"),
+    "Places365, CIFAR-10 at the document's length and CLIP's weights are not at hand",
+)
+
+RECIPE = {"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "schedule": "triangular"}
+
+SIZES: dict[str, dict[str, dict[str, object]]] = {
+    "22_standard_training": {
+        "quick": {
+            "n_seeds": 1,
+            "n_train": 4096,
+            "n_test": 1024,
+            "n_probe": 2048,
+            "recipe": {"epochs": 8, **RECIPE},
+            "keep": (0, 1, 2, 3, 4, 6, 8),
+            "n_draws": 1000,
+        },
+        "full": {
+            "n_seeds": 3,
+            "n_train": 8192,
+            "n_test": 2048,
+            "n_probe": 4096,
+            "recipe": {"epochs": 8, **RECIPE},
+            "keep": (0, 1, 2, 3, 4, 6, 8),
+            "n_draws": 1000,
+        },
+    },
+    "24_adversarial_training": {
+        "quick": {
+            "n_seeds": 1,
+            "n_train": 4096,
+            "n_test": 512,
+            "n_probe": 2048,
+            "recipe": {"epochs": 6, **RECIPE},
+            "attack": {"n_steps": 2, "step": 5 / 255},
+            "evaluation": {"n_steps": 10, "n_restarts": 2},
+            "keep": (1, 3, 6),
+            "n_draws": 1000,
+        },
+        "full": {
+            "n_seeds": 3,
+            "n_train": 8192,
+            "n_test": 1024,
+            "n_probe": 4096,
+            "recipe": {"epochs": 8, **RECIPE},
+            "attack": {"n_steps": 3, "step": 4 / 255},
+            "evaluation": {"n_steps": 20, "n_restarts": 3},
+            "keep": (1, 4, 8),
+            "n_draws": 1000,
+        },
+    },
+}
