@@ -4,8 +4,8 @@ A measure is a function of rows of units, so that a share, a difference of share
 correlation over checkpoints resample in the same way. A pair (value, half width) is what
 `lib.claims.judge` takes; a measure without any unit to measure is None, "not run".
 
-Public names: `Measured`, `measured`, `mean`, `over_seeds`, `kinds`, `counted`, `high_level`, `share_gain`,
-`share_difference`, `depth`, `spreads`, `correlation`.
+Public names: `Measured`, `measured`, `mean`, `over_seeds`, `kinds`, `counted`, `high_level`,
+`share_gain`, `share_difference`, `depth`, `spreads`, `correlation`.
 
 Source: specification section 2.3, 2.4 and 3.
 """
