@@ -4,7 +4,7 @@
 of several; the rest are the tables of the notebook.
 
 Public names: `Study`, `fetch_study`, `measure`, `claims_of`, `agreement_rows`, `other_set`,
-`OtherSet`, `sweep`, `risen`, `count_rows`.
+`OtherSet`, `other_set_rows`, `sweep`, `risen`, `count_rows`.
 
 Source: document 2, section 3.2, appendix C and D; specification section 3.1 and 3.5.
 """
@@ -180,6 +180,29 @@ def measure_other_set(
         "moved": measures.mean(near, n_draws=n_draws),
         "kept": measures.mean(kept, n_draws=n_draws),
     }
+
+
+def other_set_rows(study: Study) -> list[dict[str, object]]:
+    """What became of the words of interpretable units, a row a detector."""
+    rows: list[dict[str, object]] = []
+    for name in WORDS:
+        found, shares = measure_other_set(study, name)
+        likeness = (study.at.space.vectors[found.before] * study.at.space.vectors[found.after]).sum(
+            1
+        )
+        stays = int((found.absent & (found.before == found.after)).sum())
+        rows.append(
+            {
+                "detector": name,
+                "units": len(found.before),
+                "thing missing": found.moved[1],
+                "to a near word": found.moved[0],
+                "keep the missing word": stays,
+                "others that keep theirs": shares["kept"] or "",
+                "mean cosine of words": float(likeness.mean()),
+            }
+        )
+    return rows
 
 
 def claims_of(studies: Sequence[Study], *, n_draws: int = 1000) -> dict[str, Measured]:
