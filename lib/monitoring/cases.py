@@ -12,7 +12,7 @@ Source: document 2, section 3.2 and 4; specification section 1.4, 2.3, 3 and 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -148,6 +148,7 @@ def fetch_run(
     start: State | None = None,
     masks: Masks | None = None,
     attack: Attack | None = None,
+    data: Callable[[], Labelled] | None = None,
     device: str = "cpu",
 ) -> Checkpoints:
     """The network of a task after the epochs in `keep`, through the cache.
@@ -155,11 +156,13 @@ def fetch_run(
     Args:
         seed: of weights (unless `start` is given), order and attack.
         start, masks, attack: as for `lib.training.fetch_checkpoints`.
+        data: gives the task's training images, where several trainings share them; by default
+            they are drawn when there is something to train.
     """
 
     def load() -> tuple[Tensor, Tensor]:
-        data = task.train_set()
-        return data.x, data.y
+        drawn = (data or task.train_set)()
+        return drawn.x, drawn.y
 
     return training.fetch_checkpoints(
         NETWORK,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 NO_PAPER: dict[str, str] = dict.fromkeys(
-    ("22_standard_training", "24_adversarial_training"),
+    ("22_standard_training", "23_lottery_ticket", "24_adversarial_training"),
     "Places365, CIFAR-10 at the document's length and CLIP's weights are not at hand",
 )
 
@@ -30,16 +30,44 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_draws": 1000,
         },
     },
+    "23_lottery_ticket": {
+        "quick": {
+            "n_seeds": 1,
+            "n_train": 4096,
+            "n_test": 512,
+            "n_probe": 1024,
+            "recipe": {"epochs": 3, **RECIPE},
+            "rewinds": (0, 1, 2),
+            "n_stages": 8,
+            "amount": 0.4,
+            "n_random": 3,
+            "n_batches": 16,
+            "n_draws": 1000,
+        },
+        "full": {
+            "n_seeds": 3,
+            "n_train": 4096,
+            "n_test": 1024,
+            "n_probe": 2048,
+            "recipe": {"epochs": 4, **RECIPE},
+            "rewinds": (0, 1, 3),
+            "n_stages": 8,
+            "amount": 0.4,
+            "n_random": 5,
+            "n_batches": 50,
+            "n_draws": 1000,
+        },
+    },
     "24_adversarial_training": {
         "quick": {
             "n_seeds": 1,
             "n_train": 4096,
             "n_test": 512,
             "n_probe": 2048,
-            "recipe": {"epochs": 6, **RECIPE},
+            "recipe": {"epochs": 5, **RECIPE},
             "attack": {"n_steps": 2, "step": 5 / 255},
             "evaluation": {"n_steps": 10, "n_restarts": 2},
-            "keep": (1, 3, 6),
+            "keep": (1, 3, 5),
             "n_draws": 1000,
         },
         "full": {
