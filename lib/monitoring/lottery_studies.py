@@ -80,7 +80,7 @@ def fetch_study(
         size: the notebook's sizes.
         progress: wraps the range of arms.
     """
-    task, recipe = Task("objects", size.n_train, seed), Recipe(**size.recipe)
+    task, recipe = Task(size.task, size.n_train, seed), Recipe(**size.recipe)
     rewinds = tuple(size.rewinds)
     data = functools.cache(task.train_set)
     first = cases.fetch_run(
@@ -209,7 +209,7 @@ def reestimated(
         "n_batches": n_batches,
         "seed": seed,
     }
-    code = [pruning.reestimate_batch_norms, scenes.prepare]
+    code: list[Callable[..., object]] = [pruning.reestimate_batch_norms, scenes.prepare]
     return cache.fetch("batch-norms", config, build, code=code)
 
 
