@@ -70,7 +70,8 @@ def test_two_positives_share_a_target() -> None:
 
 
 def test_the_learning_rate_rises_and_ends_at_its_last_share() -> None:
-    rates = [encoder_training.rate(k, encoder_training.FIRST) for k in range(400)]
+    first = encoder_training.FIRST
+    rates = [encoder_training.rate(k, first) for k in range(first.steps)]
     assert rates[0] == 1 / 40
     assert rates[39] == 1.0
     assert rates[40] == 1.0

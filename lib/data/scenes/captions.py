@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 P_SHORT, P_TWO_WORDS = 0.4, 0.5
 P_COLOUR, P_SURFACE, P_PART, P_SCENE, P_STUFF = 0.7, 0.8, 0.5, 0.8, 0.5
 DRAWS = 24  # uniform numbers a caption
-WEIGHTS = (1.0, 1.0, 3.0, 1.5, 1.0, 3.0)  # of the categories in short captions
+WEIGHTS = (1.0, 2.0, 3.0, 1.5, 1.0, 4.0)  # of the categories in short captions
 OPENINGS = ("a photo of ", "a picture of ", "")
 GRAMMAR = "a an the of in with and photo picture close-up surface texture colour some"
 SEPARATOR = ","

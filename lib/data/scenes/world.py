@@ -17,7 +17,6 @@ from lib.data.scenes import captions, painting, shading
 from lib.data.scenes.painting import COL, MAT, OBJ, PART, SIDE, TEX
 from lib.data.scenes.vocabulary import (
     KINDS,
-    NAMES,
     SCENE_NAMES,
     THING_NAMES,
     concepts,
@@ -172,6 +171,3 @@ def _chunk(
 def prepare(pixels: Tensor) -> Tensor:
     """Images uint8 `[n, 48, 48, 3]` as networks want them: float32 `[n, 3, 48, 48]`, -2 to 2."""
     return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
-
-
-assert len(NAMES) == len(CATEGORIES)
