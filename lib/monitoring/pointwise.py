@@ -12,8 +12,11 @@ Memory is that of a block of concepts: the softmax `[N, C]` is never held, nor a
 `[M, K, C]`. The sum of logarithms is taken as the logarithm of products of a few factors, which
 are far from underflow, so that hardly any logarithm is left.
 
-Public names: `ConceptSoftmax`, `softmax`, `matched`, `wpmi`, `soft_wpmi`, `soft_wpmi_z`,
-`Reference`, `reference`, `membership`.
+Similarities may be given as embeddings of images and words (`Embedded`); then not even `[N, C]`
+similarities are held.
+
+Public names: `Embedded`, `ConceptSoftmax`, `softmax`, `matched`, `wpmi`, `soft_wpmi`,
+`soft_wpmi_z`, `score_sets`, `standardise_sets`, `chosen`, `Reference`, `reference`, `membership`.
 
 Source: specification section 1.1, 4.5 and 6.
 """
@@ -23,7 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +37,61 @@ from lib.monitoring.similarity import check_pair, top_images
 FLOOR = 1e-7  # inside every logarithm, as in the reference
 MATCHED = 0.3  # spread of the softmax's exponents that CLIP's own cosines have at a = 10
 FLOATS = 2**25  # numbers in a block of probabilities [N, concepts]: 128 MiB at most
+ROWS = 2**21  # numbers in a block of whole rows
 WORKING = 2**16  # numbers that the inner loop holds: they stay in a core's cache
 LOWEST = 80.0  # a product of factors may fall to exp(-80), well above float32's smallest number
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Similarities of N images and C concepts as the product of their embeddings."""
+
+    images: Tensor  # float32 [N, D], each of length 1
+    words: Tensor  # float32 [C, D], each of length 1
+
+    def __post_init__(self) -> None:
+        if (
+            self.images.ndim != 2
+            or self.words.ndim != 2
+            or (self.images.shape[1] != self.words.shape[1])
+        ):
+            raise ValueError(
+                f"want embeddings [N, D] and [C, D], got {tuple(self.images.shape)} and "
+                f"{tuple(self.words.shape)}"
+            )
+        for name, rows in (("image", self.images), ("word", self.words)):
+            off = ~((rows.norm(dim=1) - 1).abs() < 1e-3)
+            if off.any():
+                raise ValueError(
+                    f"{name} {int(off.nonzero()[0])} has an embedding whose length is not 1; "
+                    "divide embeddings by their length"
+                )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and C."""
+        return len(self.images), len(self.words)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are."""
+        return self.images.device
+
+    def dense(self) -> Tensor:
+        """All similarities, `[N, C]`."""
+        return self.images @ self.words.T
+
+
+Similarities = Tensor | Embedded
+
+
+def _part(p: Similarities, rows: Tensor | None, first: int, last: int) -> Tensor:
+    """Similarities of some images (None: all) and concepts first to last, a tensor of its own."""
+    if isinstance(p, Embedded):
+        images = p.images if rows is None else p.images.index_select(0, rows)
+        return images @ p.words[first:last].T
+    part = p[:, first:last]
+    return part.clone() if rows is None else part.index_select(0, rows)
 
 
 @dataclass(frozen=True)
@@ -45,13 +101,13 @@ class ConceptSoftmax:
     ``Q[i, c] = exp(scale_c (p[i, c] - shift_c) - log_partition[i])``.
     """
 
-    p: Tensor  # float32 [N, C]
+    p: Similarities  # float32 [N, C]
     scale: Tensor  # float32 [C]
     shift: Tensor  # float32 [C]
     log_partition: Tensor  # float32 [N]
 
     def __len__(self) -> int:
-        return len(self.p)
+        return len(self.log_partition)
 
     def probabilities(self, rows: Tensor | None, first: int, last: int) -> Tensor:
         """Q of some images (None: all), concepts first to last, `[n, last - first]`."""
@@ -59,20 +115,21 @@ class ConceptSoftmax:
 
     def logs(self, rows: Tensor | None, first: int, last: int) -> Tensor:
         """The logarithm of `probabilities`."""
-        part = self.p[:, first:last]
-        part = part.clone() if rows is None else part.index_select(0, rows)
+        part = _part(self.p, rows, first, last)
         part.sub_(self.shift[first:last]).mul_(self.scale[first:last])
         offset = self.log_partition if rows is None else self.log_partition[rows]
         return part.sub_(offset[:, None])
 
 
-def softmax(p: Tensor, a: float = 10.0) -> ConceptSoftmax:
+def softmax(p: Similarities, a: float = 10.0) -> ConceptSoftmax:
     """Softmax of ``a p`` over concepts, with the temperature of the reference."""
     c = p.shape[1]
-    return _softmax(p, p.new_full((c,), a), p.new_zeros(c))
+    return _softmax(p, torch.full((c,), a, device=p.device), torch.zeros(c, device=p.device))
 
 
-def matched(p: Tensor, *, standardise: bool = True, spread: float = MATCHED) -> ConceptSoftmax:
+def matched(
+    p: Similarities, *, standardise: bool = True, spread: float = MATCHED
+) -> ConceptSoftmax:
     """Softmax whose exponents have the given standard deviation, whatever encoder made `p`.
 
     Args:
@@ -81,20 +138,32 @@ def matched(p: Tensor, *, standardise: bool = True, spread: float = MATCHED) -> 
 
     Source: section 1.1, `a_mode="matched"`: a = 10 is fit for cosines of spread .03 only.
     """
+    n, c = p.shape
+    mean, sd = torch.empty(c, device=p.device), torch.empty(c, device=p.device)
+    for first, last in _blocks(n, c):
+        part = _part(p, None, first, last)
+        mean[first:last], sd[first:last] = part.mean(0), part.std(0, correction=0)
     if not standardise:
-        return softmax(p, spread / float(p.std(correction=0).clamp_min(1e-12)))
-    sd = p.std(0, correction=0)
+        whole = (sd.square().mean() + mean.var(correction=0)).sqrt()
+        return softmax(p, spread / float(whole.clamp_min(1e-12)))
     scale = torch.where(sd > 1e-6, spread / sd.clamp_min(1e-6), torch.zeros_like(sd))
-    return _softmax(p, scale, p.mean(0))
+    return _softmax(p, scale, mean)
 
 
-def _softmax(p: Tensor, scale: Tensor, shift: Tensor) -> ConceptSoftmax:
-    if not p.isfinite().all():
-        bad = int((~p.isfinite()).any(1).nonzero()[0])
+def _softmax(p: Similarities, scale: Tensor, shift: Tensor) -> ConceptSoftmax:
+    n, c = p.shape
+    step = max(1, ROWS // c)
+    found = torch.empty(n, device=p.device)
+    for start in range(0, n, step):
+        if isinstance(p, Embedded):
+            part = p.images[start : start + step] @ p.words.T
+        else:
+            part = p[start : start + step].clone()
+        found[start : start + step] = part.sub_(shift).mul_(scale).logsumexp(1)
+    if not found.isfinite().all():
+        bad = int((~found.isfinite()).nonzero()[0])
         raise ValueError(f"similarities hold NaN or infinity, first in image {bad}")
-    rows = max(1, FLOATS // (8 * p.shape[1]))
-    parts = [((part - shift) * scale).logsumexp(1) for part in p.split(rows)]
-    return ConceptSoftmax(p, scale, shift, torch.cat(parts))
+    return ConceptSoftmax(p, scale, shift, found)
 
 
 def membership(k: int, p_start: float = 0.998, p_end: float = 0.97) -> list[float]:
@@ -103,7 +172,7 @@ def membership(k: int, p_start: float = 0.998, p_end: float = 0.97) -> list[floa
 
 
 def wpmi(
-    acts: Tensor, p: Tensor | ConceptSoftmax, *, k: int = 28, a: float = 2.0, lam: float = 0.6
+    acts: Tensor, p: Similarities | ConceptSoftmax, *, k: int = 28, a: float = 2.0, lam: float = 0.6
 ) -> Tensor:
     """Weighted point-wise mutual information, `[M, C]` (section 1.1).
 
@@ -116,10 +185,10 @@ def wpmi(
     Warns:
         K > N / 10.
     """
-    q = softmax(p, a) if isinstance(p, Tensor) else p
-    images = _chosen(acts, q, k)
+    q = p if isinstance(p, ConceptSoftmax) else softmax(p, a)
+    images = chosen(acts, q, k)
     h = torch.empty(len(images), q.p.shape[1], device=acts.device)
-    for first, last in _blocks(q):
+    for first, last in _blocks(*q.p.shape):
         logs = q.probabilities(None, first, last).add_(FLOOR).log_()
         sums = torch.nn.functional.embedding_bag(images, logs, mode="sum").double()
         h[:, first:last] = sums - lam * _prior(sums)
@@ -128,7 +197,7 @@ def wpmi(
 
 def soft_wpmi(
     acts: Tensor,
-    p: Tensor | ConceptSoftmax,
+    p: Similarities | ConceptSoftmax,
     *,
     k: int = 100,
     a: float = 10.0,
@@ -151,22 +220,44 @@ def soft_wpmi(
     Warns:
         K > N / 10: the top images are then not top.
     """
-    q = softmax(p, a) if isinstance(p, Tensor) else p
-    images = _chosen(acts, q, k)
-    weights = membership(k, p_start, p_end)
-    h = torch.empty(len(images), q.p.shape[1], device=acts.device)
-    for first, last, g in _evidence(q, images, weights):
-        h[:, first:last] = g - lam * _prior(g)
-    return h
+    q = p if isinstance(p, ConceptSoftmax) else softmax(p, a)
+    return score_sets(q, [chosen(acts, q, k)], membership(k, p_start, p_end), lam)[0]
+
+
+def score_sets(
+    q: ConceptSoftmax, layers: Sequence[Tensor], weights: Sequence[float], lam: float = 1.0
+) -> list[Tensor]:
+    """Soft-WPMI of units given by their top images: several layers share one pass over concepts.
+
+    Args:
+        layers: for each layer its units' images, most activating first, `[M, K]`.
+        weights: probability of membership of each rank, `[K]`.
+
+    Returns:
+        For each layer `[M, C]`; each has a prior of its own.
+    """
+    sizes = [len(images) for images in layers]
+    found = [torch.empty(m, q.p.shape[1], device=q.p.device) for m in sizes]
+    for first, last, g in _evidence(q, torch.cat(list(layers)), weights):
+        for h, part in zip(found, g.split(sizes), strict=True):
+            h[:, first:last] = part - lam * _prior(part)
+    return found
 
 
 def _prior(g: Tensor) -> Tensor:
     return g.logsumexp(0) - math.log(len(g))
 
 
-def _chosen(acts: Tensor, q: ConceptSoftmax, k: int) -> Tensor:
-    """The K most activating images of each unit `[M, K]`."""
-    check_pair(acts, q.p)
+def chosen(acts: Tensor, q: ConceptSoftmax, k: int) -> Tensor:
+    """The K most activating images of each unit, int64 `[M, K]`.
+
+    Raises:
+        ValueError: K > N, or activations of other images.
+
+    Warns:
+        K > N / 10.
+    """
+    check_pair(acts, q.log_partition[:, None])
     if k > len(acts) / 10 and k <= len(acts):
         warnings.warn(
             f"K = {k} of N = {len(acts)} probing images is more than a tenth: the most activating "
@@ -176,8 +267,7 @@ def _chosen(acts: Tensor, q: ConceptSoftmax, k: int) -> Tensor:
     return top_images(acts, k)[1]
 
 
-def _blocks(q: ConceptSoftmax) -> list[tuple[int, int]]:
-    n, c = q.p.shape
+def _blocks(n: int, c: int) -> list[tuple[int, int]]:
     # few enough for the memory; the last block is not a sliver
     count = math.ceil(c / max(1, min(c, FLOATS // (4 * n), 128)))
     edges = [round(k * c / count) for k in range(count + 1)]
@@ -185,21 +275,21 @@ def _blocks(q: ConceptSoftmax) -> list[tuple[int, int]]:
 
 
 def _evidence(
-    q: ConceptSoftmax, images: Tensor, weights: list[float]
+    q: ConceptSoftmax, images: Tensor, weights: Sequence[float]
 ) -> Iterator[tuple[int, int, Tensor]]:
     """For each block of concepts: first, last, and g `[M, last - first]` in float64."""
     # probabilities are made for those images only that any unit chose
     rows, places = images.unique(return_inverse=True)
     if 2 * len(rows) > len(q):
-        chosen, places = None, images
+        few, places = None, images
     else:
-        chosen = rows
+        few = rows
     ranked = places.T.contiguous()  # [K, M]
-    for first, last in _blocks(q):
-        yield first, last, _log_products(q.probabilities(chosen, first, last), ranked, weights)
+    for first, last in _blocks(*q.p.shape):
+        yield first, last, _log_products(q.probabilities(few, first, last), ranked, weights)
 
 
-def _log_products(q: Tensor, ranked: Tensor, weights: list[float]) -> Tensor:
+def _log_products(q: Tensor, ranked: Tensor, weights: Sequence[float]) -> Tensor:
     """``sum_j log(1 + p_j (q[ranked[j]] - 1) + 1e-7)`` for every unit and concept, float64."""
     m, c = ranked.shape[1], q.shape[1]
     # 1 + p (q - 1) is written (1 - p) + p q, which loses no digits for small q
@@ -262,7 +352,7 @@ def reference(
     mean, sd, ideal = (torch.empty(c, dtype=torch.float64, device=q.p.device) for _ in range(3))
     for first, last, g in _evidence(q, images.to(q.p.device), weights):
         mean[first:last], sd[first:last] = g.mean(0), g.std(0)
-        best = top_images(q.p[:, first:last], k)[1]  # [c, K]
+        best = top_images(_part(q.p, None, first, last), k)[1]  # [c, K]
         column = torch.arange(last - first, device=best.device)[:, None]
         found = q.probabilities(None, first, last)[best, column].double()
         p = torch.tensor(weights, dtype=torch.float64, device=best.device)
@@ -281,10 +371,16 @@ def soft_wpmi_z(acts: Tensor, q: ConceptSoftmax, against: Reference) -> tuple[Te
 
     Source: section 4.5 (ours; the papers have neither).
     """
-    images = _chosen(acts, q, len(against.weights))
-    h = torch.empty(len(images), q.p.shape[1], device=acts.device)
+    return standardise_sets(q, chosen(acts, q, len(against.weights)), against)
+
+
+def standardise_sets(
+    q: ConceptSoftmax, images: Tensor, against: Reference
+) -> tuple[Tensor, Tensor]:
+    """`soft_wpmi_z` of units given by their top images `[M, K]`, of one layer or of many."""
+    h = torch.empty(len(images), q.p.shape[1], device=q.p.device)
     attained = torch.empty_like(h)
-    for first, last, g in _evidence(q, images, list(against.weights)):
+    for first, last, g in _evidence(q, images, against.weights):
         mean, sd = against.mean[first:last], against.sd[first:last]
         reach = against.ideal[first:last] - mean
         varies = (q.scale[first:last] > 0) & (sd > 1e-9) & (reach > 1e-9)

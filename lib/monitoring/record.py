@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lib.monitoring.activations import ConceptScores, LayerActivations, layer_activations
 from lib.monitoring.calibration import Rule, attained
-from lib.monitoring.detectors import Detector
+from lib.monitoring.detectors import Detector, detect_layers
 from lib.monitoring.space import Basis, Space, concept_weights
 
 if TYPE_CHECKING:
@@ -348,11 +348,12 @@ def scores_of(
     One pass over the images for all layers and detectors.
     """
     acts = probe.activations(model, layers, maps=any(d.needs_maps for d in detectors))
-    return {
-        (detector.name, layer): Top.of(detector.detect(acts[layer]), k)
-        for detector in detectors
-        for layer in layers
-    }
+    found = {}
+    for detector in detectors:
+        scores = detect_layers(detector, [acts[layer] for layer in layers])
+        for layer, one in zip(layers, scores, strict=True):
+            found[detector.name, layer] = Top.of(one, k)
+    return found
 
 
 def checkpoint_files(paths: Mapping[int, Path]) -> Iterator[tuple[int, dict[str, Tensor]]]:

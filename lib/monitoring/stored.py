@@ -82,8 +82,9 @@ def _code(
     """What the scores depend on; of other people's code only the names count."""
     scores: list[Callable[..., object]] = [
         pointwise.wpmi,
-        pointwise.soft_wpmi,
-        pointwise.soft_wpmi_z,
+        pointwise.score_sets,
+        pointwise.standardise_sets,
+        pointwise.membership,
         pointwise.reference,
         pointwise.matched,
         similarity.cosine,

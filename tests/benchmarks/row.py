@@ -19,3 +19,4 @@ class Row:
     sizes: str
     peer_share: float = 1.0  # of the job that the peer does; its seconds are scaled up
     limit: float = math.inf  # seconds that ours may take
+    memory: float | None = None  # the most that ours may take at its peak, of the peer's peak

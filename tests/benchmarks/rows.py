@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import models, probes, training
-from tests.benchmarks import rows_attribution, rows_npeff
+from tests.benchmarks import rows_attribution, rows_monitor, rows_npeff
 from tests.benchmarks.row import Row
 
 
@@ -107,4 +107,5 @@ ROWS: dict[str, Callable[[], Row]] = {
     "batched-ridge-probes": ridge_probes,
     **rows_attribution.ROWS,
     **rows_npeff.ROWS,
+    **rows_monitor.ROWS,
 }

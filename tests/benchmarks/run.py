@@ -45,12 +45,21 @@ class Outcome:
     agreement: str
     agrees: bool
     peak_mib: float  # of our side, beyond what the imports take
+    peer_peak_mib: float | None  # of the peer, where the row compares memory
+    memory: float | None  # the most that the first may be of the second
     repeats: int
     sizes: str
 
     @property
     def passes(self) -> bool:
-        return self.agrees and self.ratio >= self.target and self.ours_seconds <= self.limit
+        fast = self.ratio >= self.target and self.ours_seconds <= self.limit
+        return self.agrees and fast and self.fits
+
+    @property
+    def fits(self) -> bool:
+        if self.memory is None or self.peer_peak_mib is None:
+            return True
+        return self.peak_mib <= self.memory * self.peer_peak_mib
 
 
 def measure(name: str) -> Outcome:
@@ -74,7 +83,9 @@ def measure(name: str) -> Outcome:
         limit=row.limit,
         agreement=words,
         agrees=agrees,
-        peak_mib=_peak_mib(name),
+        peak_mib=_peak_mib(name, "ours"),
+        peer_peak_mib=None if row.memory is None else _peak_mib(name, "peer"),
+        memory=row.memory,
         repeats=REPEATS,
         sizes=row.sizes,
     )
@@ -86,9 +97,9 @@ def _seconds(job: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _peak_mib(name: str) -> float:
-    """Peak resident memory of our side alone, in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.run", "--peak", name]
+def _peak_mib(name: str, side: str) -> float:
+    """Peak resident memory of one side alone, in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.run", "--peak", name, side]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(out.stdout.split()[-1])
 
@@ -110,11 +121,11 @@ def _kib(text: str, name: str) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """All rows, or those named; `--peak NAME` prints one row's memory."""
+    """All rows, or those named; `--peak NAME SIDE` prints the memory of one side of a row."""
     torch.set_num_threads(THREADS)
     if arguments[:1] == ["--peak"]:
         row = rows.ROWS[arguments[1]]()
-        print(_peak_of(row.ours))
+        print(_peak_of(row.peer if arguments[2] == "peer" else row.ours))
         return 0
     unknown = [name for name in arguments if name not in rows.ROWS]
     if unknown:
@@ -135,9 +146,15 @@ def main(arguments: list[str]) -> int:
             f"{'ok  ' if x.passes else 'FAIL'} {x.name}: ours {x.ours_seconds:.3f} s, {x.peer} "
             f"{x.peer_seconds:.3f} s, ratio {x.ratio:.1f} (target {x.target:g}"
             f"{f', at most {x.limit:g} s' if x.limit < math.inf else ''}), "
-            f"{x.agreement}, peak +{x.peak_mib:.0f} MiB ({x.sizes})"
+            f"{x.agreement}, peak +{x.peak_mib:.0f} MiB{_of_peer(x)} ({x.sizes})"
         )
     return 0 if all(x.passes for x in outcomes) else 1
+
+
+def _of_peer(x: Outcome) -> str:
+    if x.memory is None or x.peer_peak_mib is None:
+        return ""
+    return f" of the peer's {x.peer_peak_mib:.0f} (at most {x.memory:.0%})"
 
 
 if __name__ == "__main__":

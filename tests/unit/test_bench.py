@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def toy(ours: float, peer: float, agrees: bool = True) -> rows.Row:
 def only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def put(row: rows.Row) -> Path:
         monkeypatch.setattr(rows, "ROWS", {"toy": lambda: row})
-        monkeypatch.setattr(run, "_peak_mib", lambda name: 1.0)
+        peaks = {"ours": 1.0, "peer": 2.0}
+        monkeypatch.setattr(run, "_peak_mib", lambda name, side: peaks[side])
         monkeypatch.setattr(run, "ROOT", tmp_path)
         return tmp_path / "build" / "bench.json"
 
@@ -51,6 +53,14 @@ def test_a_slow_row_fails(only, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_fast_row_that_disagrees_fails(only) -> None:
     only(toy(ours=0.001, peer=0.05, agrees=False))
     assert run.main([]) == 1
+
+
+def test_a_fast_row_that_takes_too_much_memory_fails(only, capsys) -> None:
+    only(replace(toy(ours=0.001, peer=0.05), memory=0.25))
+    assert run.main([]) == 1
+    assert "peak +1 MiB of the peer's 2 (at most 25%)" in capsys.readouterr().out
+    only(replace(toy(ours=0.001, peer=0.05), memory=0.5))
+    assert run.main([]) == 0
 
 
 def test_an_unknown_row_is_named(only, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,15 @@ import torch
 from lib.monitoring import pointwise
 from lib.monitoring.activations import ConceptScores, ConceptSet, LayerActivations
 from lib.monitoring.detectors import SIMILARITIES, clip_dissect
-from lib.monitoring.pointwise import matched, reference, soft_wpmi, soft_wpmi_z, softmax, wpmi
+from lib.monitoring.pointwise import (
+    Embedded,
+    matched,
+    reference,
+    soft_wpmi,
+    soft_wpmi_z,
+    softmax,
+    wpmi,
+)
 from lib.monitoring.similarity import cosine, cosine_cubed, rank_reorder, top_images
 
 # specification 7.1, case 1
@@ -115,6 +123,7 @@ def test_scores_do_not_depend_on_blocks(monkeypatch):
     against = reference(q, 9, n_random=200)
     before = [soft_wpmi(acts, p, k=9), wpmi(acts, p, k=9), *soft_wpmi_z(acts, q, against)]
     monkeypatch.setattr(pointwise, "FLOATS", 5000)
+    monkeypatch.setattr(pointwise, "ROWS", 5000)
     monkeypatch.setattr(pointwise, "WORKING", 100)
     against = reference(q, 9, n_random=200)
     after = [soft_wpmi(acts, p, k=9), wpmi(acts, p, k=9), *soft_wpmi_z(acts, q, against)]
@@ -254,6 +263,20 @@ def test_activations_that_are_not_finite_name_layer_and_unit():
     acts[7, 2] = math.nan
     with pytest.raises(ValueError, match="layer4: unit 2 has a NaN"):
         layer(acts)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_embeddings_and_several_layers_at_once_give_the_same_scores(similarity):
+    g = torch.Generator().manual_seed(0)
+    x, t = (torch.nn.functional.normalize(torch.rand(n, 16, generator=g)) for n in (1200, 11))
+    first, second = layer(torch.randn(1200, 4, generator=g)), layer(torch.randn(1200, 3))
+    apart = clip_dissect(x @ t.T, similarity=similarity)
+    together = clip_dissect(Embedded(x, t), similarity=similarity).detect_layers([first, second])
+    for acts, found in zip((first, second), together, strict=True):
+        want = apart.detect(acts)
+        torch.testing.assert_close(found.h, want.h, atol=2e-4, rtol=1e-3)
+    with pytest.raises(ValueError, match="word 0 has an embedding whose length is not 1"):
+        Embedded(x, 2 * t)
 
 
 def test_similarities_that_are_not_finite_are_refused():

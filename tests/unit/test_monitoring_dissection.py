@@ -152,6 +152,15 @@ def test_counts_equal_those_of_a_loop(denominator, monkeypatch):
     assert found.activated[:, a.categories].equal(act)
 
 
+def test_masks_are_those_of_interpolation_to_the_pixel():
+    g = torch.Generator().manual_seed(0)
+    low = torch.randn(300, 5, 7, generator=g)
+    large = F.interpolate(low[:, None], (16, 24), mode="bilinear").flatten(1)
+    # thresholds that are pixels themselves: rounding alone decides
+    cut = large[torch.arange(300), torch.randint(384, (300,), generator=g)]
+    assert dissection._exceeds(low, cut, (16, 24)).equal(large > cut[:, None])
+
+
 def test_unions_order_the_denominators():
     a = random_world(p=1)
     a = Annotations(a.concepts, a.planes, a.whole, torch.zeros_like(a.annotated))
