@@ -12,13 +12,14 @@ Source: document 2, section 3.2 and 4; specification section 1.4, 2.3, 3 and 4.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from lib import training
+from lib import cache, training
 from lib.data import scenes
 from lib.data.annotations import Annotations
 from lib.data.base import sha256_of
@@ -215,16 +216,34 @@ def rules_of(
     found: dict[tuple[str, str], Rule] = {}
     for name in names:
         detector = at.detector(name)
-        slow = detector.needs_maps
-        acts = at.probe.activations(model, layers, maps=slow)
-        found |= calibrate(
-            [detector],
-            acts,
-            alpha=ALPHA,
-            attainment=ATTAINED,
-            rounds=SLOW_ROUNDS if slow else ROUNDS,
-            seed=seed,
+        rounds = SLOW_ROUNDS if detector.needs_maps else ROUNDS
+        config = {
+            "weights": cache.state_hash(dict(model.state_dict())),
+            "probe": cache.state_hash({"x": at.probe.x, "ids": at.probe.ids}),
+            "detector": [name, detector.digest],
+            "layers": list(layers),
+            "rule": [ALPHA, ATTAINED, rounds, seed],
+        }
+
+        def build(detector: Detector = detector, rounds: int = rounds) -> dict[str, Tensor]:
+            acts = at.probe.activations(model, layers, maps=detector.needs_maps)
+            options = {"alpha": ALPHA, "attainment": ATTAINED, "rounds": rounds, "seed": seed}
+            made = calibrate([detector], acts, **options)  # type: ignore[arg-type]
+            # NaN stands for what a rule does not have
+            return {
+                layer: torch.tensor(
+                    [float("nan") if v is None else v for v in (r.tau, r.attainment, r.alpha)],
+                    dtype=torch.float64,
+                )
+                for (_, layer), r in made.items()
+            }
+
+        entry = cache.fetch(
+            "rules", config, build, code=[calibrate, type(detector), stored.fetch_scores]
         )
+        for layer in layers:
+            tau, *rest = entry[layer].tolist()
+            found[name, layer] = Rule(tau, *(None if math.isnan(v) else v for v in rest))
     return found
 
 

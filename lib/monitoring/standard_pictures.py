@@ -67,7 +67,7 @@ def trends(study: Study) -> Figure:
     )
     axes[0].set(title="interpretable, not colour", ylabel="share of units; accuracy")
     axes[1].axhline(5**-0.5, color=ROLE["control"], linewidth=0.8)
-    axes[1].set(title="relative spread S1", ylabel="mean distance over that of words")
+    axes[1].set(title="relative spread S1", ylabel="distance, in that of words")
     axes[2].set(title="effective concepts S2", ylabel="number of words")
     for axis in axes:
         axis.set_xlabel("completed epochs")
