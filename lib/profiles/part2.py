@@ -86,4 +86,42 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_draws": 1000,
         },
     },
+    "25_fine_tuning": {
+        "quick": {
+            "n_seeds": 1,
+            "n_before": 4096,  # objects, as in 24_adversarial_training
+            "before": {"epochs": 5, **SMALL},
+            "before_keep": (0, 1, 3, 5),  # the same cache entry as there
+            "n_train": 3072,
+            "n_test": 512,
+            "n_probe": 2048,
+            "recipe": {
+                "epochs": 8,
+                "batch_size": 32,
+                "lr": 1e-3,
+                "optimizer": "adam",
+                "schedule": "linear",
+            },
+            "keep": (0, 1, 2, 4, 8),
+            "n_draws": 1000,
+        },
+        "full": {
+            "n_seeds": 3,
+            "n_before": 8192,
+            "before": {"epochs": 8, **SMALL},
+            "before_keep": (0, 1, 4, 8),
+            "n_train": 8192,
+            "n_test": 1024,
+            "n_probe": 4096,
+            "recipe": {
+                "epochs": 8,
+                "batch_size": 32,
+                "lr": 1e-3,
+                "optimizer": "adam",
+                "schedule": "linear",
+            },
+            "keep": (0, 1, 2, 4, 8),
+            "n_draws": 1000,
+        },
+    },
 }
