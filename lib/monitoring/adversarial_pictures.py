@@ -135,7 +135,7 @@ def cuts(study: Study) -> Figure:
                 label=arm,
             )
         m = study.record.trace("clip", layer, "robust").label.shape[1]
-        axis.set(title=layer, xlabel="attainment above", ylim=(0, 1.02 * m))
+        axis.set(title=layer, xlabel="attainment above", ylim=(0, 1.08 * m))
     axes[0].set_ylabel("interpretable units")
     figures.legend(fig, axes[0])
     return fig
@@ -146,7 +146,7 @@ def class_examples(study: Study, *, n_units: int = 6) -> Figure:
 
     In the standard arm those named as a class come first.
     """
-    fig, axes = figures.panels(len(ARMS), n_units, height=1.4)
+    fig, axes = figures.panels(len(ARMS), n_units, height=1.55)
     concepts = study.at.concepts
     for row, arm in enumerate(ARMS):
         trace = study.record.trace("clip", LAST, arm)
