@@ -5,7 +5,8 @@ Real images that are at hand, with labels of pixels:
                        annotated set with objects, parts, textures, and colours from pixels
 Layouts of sets that are not (each says what is missing, where, how to get it, which licence):
     `cifar100`         torchvision's `cifar-100-python/`
-    `places365`        torchvision's small Places365; `subset` draws so many rows a class
+    `places365`        torchvision's small Places365; `subset` draws so many rows a class and
+                       `write_list` notes which
     `aptos`            APTOS 2019, a csv of grades and a folder of images
     `retina`           RetinaMNIST, an open stand-in for APTOS
 No set stands in for another silently.
@@ -16,6 +17,7 @@ Source: document 2, case studies and appendix D; specification section 5 of docu
 from __future__ import annotations
 
 import csv
+import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ from lib.data.base import (
     verify_file,
     verify_labels,
 )
+from lib.files import write_whole
 
 CIFAR100 = "cifar-100-python"
 PLACES_CLASSES, PLACES_LIST = "categories_places365.txt", "places365_train_standard.txt"
@@ -236,6 +239,15 @@ def subset(data: Files, per_class: int, *, seed: int) -> Files:
             )
         kept.append(rows[torch.randperm(len(rows), generator=generator)[:per_class]])
     return data.take(torch.cat(kept).sort().values)
+
+
+def write_list(data: Files, path: Path) -> None:
+    """Write which rows a set has, a line each: file from the list's own folder, and label."""
+    lines = [
+        f"{Path(os.path.relpath(file, path.parent)).as_posix()} {label}"
+        for file, label in zip(data.files, data.y.tolist(), strict=True)
+    ]
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def aptos(root: Path | None = None, *, counts: tuple[int, ...] = APTOS_COUNTS) -> Files:

@@ -159,6 +159,11 @@ def test_places_is_listed_and_a_subset_drawn_within_classes(places: Path) -> Non
     pixels = part.images(16)
     assert pixels.shape == (4, 16, 16, 3)
     assert abs(int(pixels[3, 8, 8, 0]) - 100) < 4
+    probing.write_list(part, places / "places365" / "places_subset.txt")
+    lines = (places / "places365" / "places_subset.txt").read_text().splitlines()
+    assert len(lines) == 4
+    assert lines[3].startswith(f"{probing.PLACES_IMAGES}/b/beach/")
+    assert lines[3].endswith(".jpg 1")
     with pytest.raises(ValueError, match="'/a/abbey' has 3 rows, 4 were"):
         probing.subset(found, 4, seed=1)
 
