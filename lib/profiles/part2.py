@@ -65,7 +65,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
     "24_adversarial_training": {
         "quick": {
             "n_seeds": 1,
-            "n_train": 4096,
+            "n_train": 8192,
             "n_test": 512,
             "n_probe": 2048,
             "recipe": {"epochs": 5, **SMALL},
