@@ -1,7 +1,7 @@
 """Case study IV: a network that knows things learns to grade retinas.
 
-The plain network of `adversarial_studies` gets a new last layer and trains on, all layers free,
-on images like a retina's whose grade is a number of dark dots. It is probed at chosen epochs with
+A network trained on close-ups of things gets a new last layer and trains on, all layers free, on
+images like a retina's whose grade is a number of dark dots. It is probed at chosen epochs with
 the same probing set; epoch 0 is the network before. The rule that calls a unit interpretable is
 fitted on that one and frozen.
 

@@ -89,9 +89,9 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
     "25_fine_tuning": {
         "quick": {
             "n_seeds": 1,
-            "n_before": 4096,  # objects, as in 24_adversarial_training
+            "n_before": 4096,  # objects
             "before": {"epochs": 5, **SMALL},
-            "before_keep": (0, 1, 3, 5),  # the same cache entry as there
+            "before_keep": (0, 1, 3, 5),
             "n_train": 3072,
             "n_test": 512,
             "n_probe": 2048,
