@@ -217,12 +217,36 @@ class ResNet18(_CifarResNet):
         super().__init__((64, 128, 256, 512), n_blocks=2, padded=False, n_out=n_out)
 
 
+class SceneResNet(nn.Module):
+    """Residual network for 48x48 images: one block a stage, 16, 32, 64 and 96 channels.
+
+    The last stage keeps the resolution of the one before, 6x6; 224 thousand parameters with ten
+    classes (specification of document 2, section 4.6).
+    """
+
+    def __init__(self, n_out: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 5, 2, 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _Block(16, 16, 1, padded=False)
+        self.layer2 = _Block(16, 32, 2, padded=False)
+        self.layer3 = _Block(32, 64, 2, padded=False)
+        self.layer4 = _Block(64, 96, 1, padded=False)
+        self.fc = nn.Linear(96, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean(dim=(2, 3)))
+
+
 NETWORKS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "cnn": SmallCNN,
     "resnet9": ResNet9,
     "resnet18": ResNet18,
     "resnet20": ResNet20,
+    "scene_resnet": SceneResNet,
     "transformer": Transformer,
     "alignment": Alignment,
     "masked_word": MaskedWord,

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
-from lib.profiles import part1, part3, part4, part5
+from lib.profiles import part1, part2, part3, part4, part5
 
 SIZES: dict[str, dict[str, dict[str, object]]] = (
-    part1.SIZES | part3.SIZES | part4.SIZES | part5.SIZES
+    part1.SIZES | part2.SIZES | part3.SIZES | part4.SIZES | part5.SIZES
 )
-NO_PAPER: dict[str, str] = part1.NO_PAPER | part3.NO_PAPER | part4.NO_PAPER | part5.NO_PAPER
+NO_PAPER: dict[str, str] = (
+    part1.NO_PAPER | part2.NO_PAPER | part3.NO_PAPER | part4.NO_PAPER | part5.NO_PAPER
+)

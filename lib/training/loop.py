@@ -39,6 +39,11 @@ def triangular(done: float, peak: float) -> float:
     return done / peak if done < peak else (1.0 - done) / (1.0 - peak)
 
 
+def milestones(done: float, peak: float) -> float:
+    """1, a tenth from half of the steps, a hundredth from three quarters (80 and 120 of 160)."""
+    return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+
+
 def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
     """Mean negative log-probability of the labels `[n]` under logits `[n, k]`."""
     return F.cross_entropy(out, y)
@@ -54,7 +59,7 @@ def bce(out: Tensor, y: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(out, y)
 
 
-SCHEDULES = {f.__name__: f for f in (constant, linear, cosine, triangular)}
+SCHEDULES = {f.__name__: f for f in (constant, linear, cosine, triangular, milestones)}
 LOSSES = {f.__name__: f for f in (cross_entropy, mse, bce)}
 
 

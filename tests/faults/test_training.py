@@ -32,7 +32,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "optimizer": (lambda: Recipe(1, 1, 0.1, optimizer="lion"), "one of sgd, adam; got 'lion'"),
     "schedule": (
         lambda: Recipe(1, 1, 0.1, schedule="step"),
-        "schedule is one of constant, linear, cosine, triangular; got 'step'",
+        "schedule is one of constant, linear, cosine, triangular, milestones; got 'step'",
     ),
     "loss": (lambda: Recipe(1, 1, 0.1, loss="hinge"), "loss is one of cross_entropy, mse"),
     "augment": (lambda: Recipe(1, 1, 0.1, augment="mixup"), "augment is one of none, flip_crop"),

@@ -95,6 +95,7 @@ def test_steps_equal_those_computed_by_hand(double: None, recipe: Recipe, factor
         ("linear", [1, 0.75, 0.5, 0.25, 0]),
         ("cosine", [1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0]),
         ("triangular", [0, 1, 2 / 3, 1 / 3, 0]),
+        ("milestones", [1, 1, 0.1, 0.01, 0.01]),
     ],
 )
 def test_schedules_have_their_closed_forms(name: str, values: list[float]):

@@ -1,0 +1,147 @@
+"""The figures of notebook 23: accuracy, interpretable units after rewinding, controls, retention.
+
+Each returns the figure without writing it; the notebook adds the provenance and saves it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lib import bootstrap, figures
+from lib.figures import DASHES, MARKERS, ROLE
+from lib.monitoring import lottery_studies as studies
+from lib.monitoring import measures
+from lib.monitoring.case_pictures import NAMES, draw_bars
+from lib.monitoring.lottery_studies import DETECTORS, PERCENTS, Study
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+ROLES = ("main", "second", "third")
+DOCUMENT = (91.8, 93.78, 93.4)  # accuracy at 2.8%, rewound to start, early, late
+
+
+def _stage_axis(axis: Axes, study: Study) -> None:
+    axis.set_xticks(range(len(study.left)))
+    axis.set_xticklabels([f"{100 * left:.3g}" for left in study.left])
+    axis.set_xlabel("weights left, %")
+
+
+def _band(axis: Axes, values: Tensor, *, order: int, label: str) -> None:
+    """Share over stages with its 95% interval over rows, from float64 `[stages, n]`."""
+
+    def statistic(rows: Tensor) -> Tensor:
+        return values[:, rows].mean(-1)
+
+    generator = torch.Generator().manual_seed(0)
+    low, high = bootstrap.interval(statistic, values.shape[1], generator=generator, n_draws=400)
+    colour, x = ROLE[ROLES[order]], range(len(values))
+    axis.plot(
+        x,
+        values.mean(1),
+        color=colour,
+        marker=MARKERS[order],
+        linestyle=DASHES[order],
+        label=label,
+    )
+    axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def accuracy(study: Study) -> Figure:
+    """Accuracy of trained networks by stage, a line an arm."""
+    fig, (axis,) = figures.panels(1, 1, width=figures.ONE_COLUMN * 1.3, height=2.3)
+    for order, rewind in enumerate(study.rewinds):
+        label = f"rewound to epoch {rewind}"
+        _band(axis, study.right[rewind].double(), order=order, label=label)
+    _stage_axis(axis, study)
+    axis.set_ylabel("accuracy")
+    axis.legend()
+    return fig
+
+
+def after_rewinding(study: Study) -> Figure:
+    """Interpretable units without colour by stage: rewound and trained, rows of detectors."""
+    fig, axes = figures.panels(2, 2, height=1.9, sharex=True, sharey="row")
+    cells = [(name, state) for name in DETECTORS for state in studies.STATES]
+    for axis, (name, state) in zip(axes, cells, strict=True):
+        for order, rewind in enumerate(study.rewinds):
+            units = studies.shares_after_rewinding(study, state, rewind, name).double()
+            _band(axis, units, order=order, label=f"rewound to epoch {rewind}")
+        if name == DETECTORS[0]:
+            axis.set_title("after rewinding" if state == "rewound" else "after training")
+        if state == studies.STATES[0]:
+            axis.set_ylabel(f"{NAMES[name]}\nshare of units, not colour")
+        if name == DETECTORS[-1]:
+            _stage_axis(axis, study)
+    figures.legend(fig, axes[0])
+    return fig
+
+
+def controls(study: Study) -> Figure:
+    """At the last stage, rewound to the start: the learned mask and what else has a mask."""
+    fig, axes = figures.panels(1, 2, height=2.3, sharey=True)
+    start, concepts = study.rewinds[0], study.at.concepts
+    names = ("no mask", "learned", "random", "other")
+    words = ("no mask", "learned\nmask", "random\nmasks", "learned mask,\nother weights")
+    for axis, prefix, title in (
+        (axes[0], "", "batch norms as they are"),
+        (axes[1], "re-estimated ", "batch norms estimated again"),
+    ):
+        state = "re-estimated" if prefix else "rewound"
+        for order, detector in enumerate(DETECTORS):
+            learned = studies.shares_after_rewinding(study, state, start, detector).double()
+            for x, name in enumerate(names):
+                if name in ("random", "other"):
+                    found = measures.counted(study.control(prefix + name, detector), concepts)
+                    values = found.double().mean(1)
+                else:
+                    values = learned[-1 if name == "learned" else 0].mean()[None]
+                axis.scatter(
+                    [x + 0.2 * (order - 0.5)] * len(values),
+                    values,
+                    color=ROLE[ROLES[order]],
+                    marker=MARKERS[order],
+                    s=22,
+                    label=NAMES[detector] if x == 0 else None,
+                )
+        axis.set(title=title, xticks=range(len(names)), xticklabels=words)
+        axis.tick_params(axis="x", labelsize=6)
+    axes[0].set_ylabel("share of units, not colour")
+    figures.legend(fig, axes[0])
+    return fig
+
+
+def retention(study: Study) -> Figure:
+    """R(x) of each arm, for trained and for rewound networks of later stages."""
+    fig, axes = figures.panels(1, 2, height=2.3, sharey=True)
+    for axis, state in zip(axes, ("trained", "rewound"), strict=True):
+        for order, rewind in enumerate(study.rewinds):
+            values = studies.curve(study, rewind, state)
+            axis.plot(
+                PERCENTS,
+                values,
+                color=ROLE[ROLES[order]],
+                marker=MARKERS[order],
+                linestyle=DASHES[order],
+                label=f"rewound to epoch {rewind}",
+            )
+        axis.set(title=f"later stages {state}", xlabel="most interpretable units, %", ylim=(0, 1))
+    axes[0].set_ylabel("share that keeps its word")
+    figures.legend(fig, axes[0])
+    return fig
+
+
+def categories(study: Study, state: str = "rewound", detector: str = "clip") -> Figure:
+    """Shares of interpretable units by category and stage, a panel an arm."""
+    fig, axes = figures.panels(1, len(study.rewinds), height=2.1, sharey=True)
+    for axis, rewind in zip(axes, study.rewinds, strict=True):
+        draw_bars(axis, study.trace(state, rewind, detector), study.at.concepts)
+        axis.set(title=f"rewound to epoch {rewind}", xlabel="stage")
+    axes[0].set_ylabel("share of units")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=6)
+    return fig

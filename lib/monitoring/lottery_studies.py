@@ -1,0 +1,396 @@
+"""Case study II: iterative magnitude pruning, seen stage by stage.
+
+One dense training is shared by arms that rewind to different epochs; every stage's network is
+probed as it is rewound (only the mask has learned) and as it is trained. Controls at the last
+stage of the arm that rewinds to the start: random masks with each layer's own sparsity, the
+learned mask on another initialisation, no mask; and the same networks with the batch norms'
+statistics estimated again, since a mask changes the scale of what they normalise.
+
+Public names: `Study`, `fetch_study`, `claims_of`, `shares_after_rewinding`, `curve`, `area`,
+`stage_rows`, `retention_rows`.
+
+Source: document 2, section 4.1; specification section 3.2.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from lib import cache, models, training
+from lib.data import scenes
+from lib.data.scenes import Labelled
+from lib.monitoring import cases, measures, statistics
+from lib.monitoring.calibration import Rule
+from lib.monitoring.cases import LAST, NETWORK, Setting, Task
+from lib.monitoring.measures import Measured
+from lib.monitoring.record import Record, Trace
+from lib.training import Recipe, pruning
+from lib.training.checkpoints import Stage
+from lib.training.pruning import Masks, State
+
+DETECTORS = ("clip", "oracle")
+STATES = ("rewound", "trained")
+PERCENTS = tuple(range(10, 101, 10))
+OTHER = 500_000  # seeds of the other initialisation and of random masks start here
+
+
+@dataclass(frozen=True)
+class Study:
+    """All arms of one seed, probed."""
+
+    seed: int
+    rewinds: tuple[int, int, int]  # epochs: start, early, late
+    stages: Mapping[int, list[Stage]]  # by epoch rewound to
+    right: Mapping[int, Tensor]  # bool [stages, n_test], trained networks of each arm
+    at: Setting
+    rules: Mapping[tuple[str, str], Rule]
+    record: Record  # arms "rewound 0", "trained 0", ..., and the controls, see `controls`
+
+    def trace(self, state: str, rewind: int, detector: str = "clip") -> Trace:
+        """The last layer over stages; state: rewound, trained or re-estimated."""
+        return self.record.trace(detector, LAST, f"{state} {rewind}")
+
+    def control(self, name: str, detector: str = "clip") -> Trace:
+        """Controls at the last stage: "random" (a draw a checkpoint), "other", each also with
+        "re-estimated " before it."""
+        return self.record.trace(detector, LAST, name)
+
+    @property
+    def left(self) -> list[float]:
+        """Share of prunable weights at each stage."""
+        return [pruning.share_left(stage.masks) for stage in self.stages[self.rewinds[0]]]
+
+
+def fetch_study(
+    size: SimpleNamespace,
+    seed: int,
+    *,
+    device: str = "cpu",
+    progress: Callable[[range], Iterator[int]] | None = None,
+) -> Study:
+    """Train (or fetch), prune and probe all arms of one seed.
+
+    Args:
+        size: the notebook's sizes.
+        progress: wraps the range of arms.
+    """
+    task, recipe = Task(size.task, size.n_train, seed), Recipe(**size.recipe)
+    rewinds = tuple(size.rewinds)
+    data = functools.cache(task.train_set)
+    first = cases.fetch_run(
+        task, recipe, (*rewinds, recipe.epochs), seed=seed, data=data, device=device
+    )
+    stages = {}
+    numbers = range(len(rewinds))
+    for k in progress(numbers) if progress else numbers:
+        train = _trainer(task, recipe, seed, rewinds[k], data, device)
+        stages[rewinds[k]] = list(
+            training.tickets(
+                NETWORK,
+                {"n_out": len(task.names)},
+                first,
+                recipe,
+                rewind=rewinds[k],
+                n_stages=size.n_stages,
+                amount=size.amount,
+                train=train,
+            )
+        )
+    test = task.test_set(size.n_test)
+    right = {r: torch.stack([_right(task, s.trained, test) for s in stages[r]]) for r in rewinds}
+    at = cases.setting(size.n_probe, seed, second=True)
+    dense = cases.network(task, first[recipe.epochs])
+    rules = cases.rules_of(at, dense, DETECTORS, [LAST], seed=seed)
+    arms = _arms(stages) | _controls(task, stages[rewinds[0]], size, seed, data)
+    records = [
+        cases.judged(at, task, states, rules, names=DETECTORS, layers=[LAST], arm=arm)
+        for arm, states in arms.items()
+    ]
+    record = functools.reduce(Record.joined, records)
+    return Study(seed, rewinds, stages, right, at, rules, record)
+
+
+def _trainer(
+    task: Task,
+    recipe: Recipe,
+    seed: int,
+    rewind: int,
+    data: Callable[[], Labelled],
+    device: str,
+) -> Callable[[State, Masks, int], State]:
+    def train(start: State, masks: Masks, stage: int) -> State:
+        # an order of its own for every stage and arm
+        own = 1000 * seed + 10 * rewind + stage
+        found = cases.fetch_run(
+            task,
+            recipe,
+            [recipe.epochs],
+            seed=own,
+            start=start,
+            masks=masks,
+            data=data,
+            device=device,
+        )
+        return found[recipe.epochs]
+
+    return train
+
+
+def _right(task: Task, state: State, test: Labelled) -> Tensor:
+    logits = training.predict(cases.network(task, state), test.x, prepare=scenes.prepare)
+    return logits.argmax(1) == test.y
+
+
+def _arms(stages: Mapping[int, list[Stage]]) -> dict[str, dict[int, State]]:
+    """Arm -> stage -> state; "kept" starts at the trained dense network, then rewound ones."""
+    found = {}
+    for rewind, arm in stages.items():
+        found[f"rewound {rewind}"] = {s.number: s.rewound for s in arm}
+        found[f"trained {rewind}"] = {s.number: s.trained for s in arm}
+        found[f"kept {rewind}"] = {s.number: s.rewound if s.number else s.trained for s in arm}
+    return found
+
+
+def _controls(
+    task: Task,
+    stages: Sequence[Stage],
+    size: SimpleNamespace,
+    seed: int,
+    data: Callable[[], Labelled],
+) -> dict[str, dict[int, State]]:
+    """What else could make a masked network at the start interpretable (at the last stage)."""
+    last, start = stages[-1], stages[0].rewound
+    drawn = {}
+    for k in range(size.n_random):
+        generator = torch.Generator().manual_seed(OTHER + 1000 * seed + k)
+        drawn[k] = pruning.masked(start, pruning.random_masks(last.masks, generator))
+    others = {}
+    for k in range(size.n_random):
+        generator = torch.Generator().manual_seed(2 * OTHER + 1000 * seed + k)
+        model = models.build(NETWORK, generator, "cpu", n_out=len(task.names))
+        others[k] = pruning.masked(dict(model.state_dict()), last.masks)
+    plain = {"random": drawn, "other": others}
+    again = {str(size.rewinds[0]): {s.number: s.rewound for s in stages}} | plain
+    estimated = {
+        f"re-estimated {name}": {
+            k: reestimated(task, state, size.n_batches, seed, data) for k, state in states.items()
+        }
+        for name, states in again.items()
+    }
+    return plain | estimated
+
+
+def reestimated(
+    task: Task, state: State, n_batches: int, seed: int, data: Callable[[], Labelled]
+) -> State:
+    """The network with running statistics of its own, from training batches; cached."""
+
+    def build() -> dict[str, Tensor]:
+        model = cases.network(task, state)
+        generator = torch.Generator().manual_seed(seed)
+        pruning.reestimate_batch_norms(
+            model,
+            data().x,
+            generator=generator,
+            prepare=scenes.prepare,
+            n_batches=n_batches,
+        )
+        return dict(model.state_dict())
+
+    config = {
+        "state": cache.state_hash(state),
+        "task": task.digest,
+        "n_batches": n_batches,
+        "seed": seed,
+    }
+    code: list[Callable[..., object]] = [pruning.reestimate_batch_norms, scenes.prepare]
+    return cache.fetch("batch-norms", config, build, code=code)
+
+
+def shares_after_rewinding(study: Study, state: str, rewind: int, detector: str = "clip") -> Tensor:
+    """Interpretable units without a colour word, bool `[stages, M]`."""
+    return measures.counted(study.trace(state, rewind, detector), study.at.concepts)
+
+
+def trend(units: Tensor, *, n_draws: int = 1000) -> Measured:
+    """Spearman of stage and share of units, bool `[stages, M]`; 0 if the share never changes."""
+    stage = torch.arange(len(units), dtype=torch.float64)
+
+    def statistic(rows: Tensor) -> Tensor:
+        shares = units.double()[:, rows].mean(-1)  # [stages, b]
+        return measures.correlation(shares, stage).nan_to_num(0.0)
+
+    return measures.measured(statistic, units.shape[1], n_draws=n_draws)
+
+
+def curve(study: Study, rewind: int, state: str = "trained", detector: str = "clip") -> Tensor:
+    """Retention R(x) at x = 10, 20, ..., 100%, float64 `[10]`: the word at every later stage
+    equals that of the trained dense network; `state` is that of the later stages."""
+    trace = study.trace("trained" if state == "trained" else "kept", rewind, detector)
+    return statistics.retention(trace.h[0, :, 0], statistics.retained(trace), PERCENTS)
+
+
+def area(
+    study: Study, rewind: int, state: str = "trained", detector: str = "clip"
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """Mean of R(x) for rows of units, and how many units there are.
+
+    A unit drawn twice counts twice; its place among the best is that in the resample.
+    """
+    trace = study.trace("trained" if state == "trained" else "kept", rewind, detector)
+    kept, score = statistics.retained(trace).double(), trace.h[0, :, 0]
+    m = len(kept)
+    takes = torch.tensor([-(-x * m // 100) for x in PERCENTS])
+
+    def statistic(rows: Tensor) -> Tensor:
+        order = score[rows].sort(dim=1, descending=True, stable=True).indices
+        running = kept[rows].gather(1, order).cumsum(1)
+        return (running[:, takes - 1] / takes).mean(1)
+
+    return statistic, m
+
+
+def claims_of(studies: Sequence[Study], *, n_draws: int = 1000) -> dict[str, Measured]:
+    """Claim -> value and spread: over images or units for one seed, over seeds for several."""
+    each: dict[str, list[Measured]] = {}
+    for study in studies:
+        for name, pair in _claims_of_one(study, n_draws).items():
+            each.setdefault(name, []).append(pair)
+    found = {name: measures.over_seeds(pairs) for name, pairs in each.items()}
+    areas, accuracy = [], []
+    for study in studies:
+        for rewind in study.rewinds:
+            statistic, m = area(study, rewind)
+            areas.append(float(statistic(torch.arange(m)[None])[0]))
+            accuracy.append(float(study.right[rewind][-1].double().mean()))
+    together = measures.correlation(torch.tensor(areas)[:, None], torch.tensor(accuracy))
+    found["P2-41"] = (float(together), 0.0)
+    return found
+
+
+def _claims_of_one(study: Study, n_draws: int) -> dict[str, Measured]:
+    start, early, late = study.rewinds
+    right = {r: study.right[r][-1].double() for r in study.rewinds}
+    learned = {r: shares_after_rewinding(study, "rewound", r) for r in study.rewinds}
+    estimated = shares_after_rewinding(study, "re-estimated", start)
+    masks = _mask_measures(study, n_draws)
+    areas = {r: area(study, r) for r in study.rewinds}
+    m = areas[start][1]
+    draws = {"n_draws": n_draws}
+
+    def early_minus_best(rows: Tensor) -> Tensor:
+        others = torch.maximum(areas[start][0](rows), areas[late][0](rows))
+        return areas[early][0](rows) - others
+
+    return {
+        "P2-30": measures.mean(right[early] - right[start], **draws),
+        "P2-31": measures.mean(right[early] - right[late], **draws),
+        "P2-32": (study.left[-1], 0.0),
+        "P2-33": trend(learned[start], **draws),
+        "P2-34": trend(learned[early], **draws),
+        "P2-35": trend(learned[late], **draws),
+        "P2-36": masks["mask"],
+        "P2-37": trend(estimated, **draws),
+        "P2-38": masks["initialisation"],
+        "P2-39": measures.measured(early_minus_best, m, **draws),
+        "P2-40": steepness(study, late, **draws),
+    }
+
+
+def _mask_measures(study: Study, n_draws: int) -> dict[str, Measured]:
+    """The learned mask against random masks, no mask, and another initialisation."""
+    concepts, start = study.at.concepts, study.rewinds[0]
+    learned = shares_after_rewinding(study, "rewound", start).double()
+    random, other = (
+        measures.counted(study.control(name), concepts).double() for name in ("random", "other")
+    )
+
+    def against_masks(rows: Tensor) -> Tensor:
+        best = torch.maximum(random.mean(0)[rows].mean(1), learned[0][rows].mean(1))
+        return learned[-1][rows].mean(1) - best
+
+    m = learned.shape[1]
+    return {
+        "mask": measures.measured(against_masks, m, n_draws=n_draws),
+        "initialisation": measures.mean(learned[-1] - other.mean(0), n_draws=n_draws),
+    }
+
+
+def steepness(study: Study, rewind: int, *, n_draws: int = 1000) -> Measured:
+    """Retention of all units minus that of the tenth that is most interpretable."""
+    trace = study.trace("trained", rewind)
+    kept, score = statistics.retained(trace).double(), trace.h[0, :, 0]
+    tenth = -(-len(kept) // 10)
+
+    def statistic(rows: Tensor) -> Tensor:
+        order = score[rows].sort(dim=1, descending=True, stable=True).indices[:, :tenth]
+        return kept[rows].mean(1) - kept[rows].gather(1, order).mean(1)
+
+    return measures.measured(statistic, len(kept), n_draws=n_draws)
+
+
+def stage_rows(study: Study) -> list[dict[str, object]]:
+    """A row a stage: weights left, accuracy of each arm, interpretable units after rewinding."""
+    rows: list[dict[str, object]] = []
+    for k, left in enumerate(study.left):
+        row: dict[str, object] = {"stage": k, "weights left": left}
+        for r in study.rewinds:
+            row[f"accuracy, epoch {r}"] = float(study.right[r][k].double().mean())
+        for r in study.rewinds:
+            units = study.trace("rewound", r)
+            plain = int(shares_after_rewinding(study, "rewound", r)[k].sum())
+            row[f"units, epoch {r}"] = f"{plain} + {int(units.interpretable[k].sum()) - plain}"
+        rows.append(row)
+    return rows
+
+
+def control_rows(study: Study) -> list[dict[str, object]]:
+    """Interpretable units at the last stage rewound to the start, and of what else has a mask."""
+    rows: list[dict[str, object]] = []
+    start, concepts = study.rewinds[0], study.at.concepts
+    for prefix, words in (("", "as it is"), ("re-estimated ", "batch norms estimated again")):
+        row: dict[str, object] = {"batch norms": words}
+        name = "re-estimated" if prefix else "rewound"
+        for detector in DETECTORS:
+            learned = shares_after_rewinding(study, name, start, detector).sum(1)
+            row[f"{detector}: no mask"] = int(learned[0])
+            row["learned" if detector == "clip" else "learned (oracle)"] = int(learned[-1])
+            for control in ("random", "other"):
+                found = measures.counted(study.control(prefix + control, detector), concepts)
+                counts = found.sum(1).double()
+                key = f"{detector}: {'random masks' if control == 'random' else 'other weights'}"
+                row[key] = (float(counts.mean()), float(counts.std()))
+        rows.append(row)
+    return rows
+
+
+def retention_rows(study: Study) -> list[dict[str, object]]:
+    """Area under retention by arm, state and what counts as kept."""
+    rows: list[dict[str, object]] = []
+    for rewind in study.rewinds:
+        row: dict[str, object] = {"rewound to epoch": rewind}
+        for state in ("trained", "rewound"):
+            statistic, m = area(study, rewind, state)
+            row[f"area, {state}"] = float(statistic(torch.arange(m)[None])[0])
+        trace = study.trace("trained", rewind)
+        space, concepts = study.at.space, study.at.concepts
+        row["same word at the last stage"] = _share(statistics.retained(trace, when="last"))
+        row["same category throughout"] = _share(
+            statistics.retained(trace, by="category", concepts=concepts)
+        )
+        row["cosine above .9 throughout"] = _share(
+            statistics.retained(trace, by="cosine", space=space)
+        )
+        row["accuracy at the last stage"] = float(study.right[rewind][-1].double().mean())
+        rows.append(row)
+    return rows
+
+
+def _share(kept: Tensor) -> float:
+    return float(kept.double().mean())

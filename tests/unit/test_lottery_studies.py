@@ -1,0 +1,121 @@
+"""Case study II on traces planted by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib.monitoring import lottery_studies as studies
+from lib.monitoring.lottery_studies import Study
+from lib.monitoring.record import Record, Trace
+from tests.planted_traces import SPACE, trace
+
+M = 20  # units
+STAGES = 4
+
+
+def stages(counts: Sequence[int], word: str = "tree", arm: str = "") -> Trace:
+    """The first `counts[s]` units say `word`, the others say red."""
+    rows = [[word] * k + ["red"] * (M - k) for k in counts]
+    return trace(rows, arm=arm)
+
+
+def planted() -> Study:
+    scores = torch.linspace(9, 1, M).expand(STAGES, M)
+    words = {  # what trained networks say over stages, the best units first
+        0: [["tree"] * M] + [["tree"] * 10 + ["roof"] * 10] * 3,
+        1: [["tree"] * M] * STAGES,
+        2: [["tree"] * M] + [["roof"] * 10 + ["tree"] * 10] * 3,
+    }
+    traces = []
+    for rewind, counts in ((0, [2, 4, 6, 12]), (1, [12, 9, 8, 4]), (2, [9, 9, 9, 9])):
+        traces.append(stages(counts, arm=f"rewound {rewind}"))
+        for state in ("trained", "kept"):
+            traces.append(trace(words[rewind], scores=scores, arm=f"{state} {rewind}"))
+    traces.append(stages([2, 2, 2, 2], arm="re-estimated 0"))
+    traces += [stages([4, 6], arm="random"), stages([8, 8], arm="other")]
+    basis = SimpleNamespace(points=torch.zeros(10, 2), digest=SPACE.digest)
+
+    def right(last: int) -> Tensor:
+        return torch.stack([torch.arange(100) < k for k in (95, 95, 94, last)])
+
+    masks = [{"w": torch.arange(1000) < k} for k in (1000, 600, 360, 216)]
+    return Study(
+        seed=0,
+        rewinds=(0, 1, 2),
+        stages={0: [SimpleNamespace(masks=m) for m in masks]},
+        right={0: right(80), 1: right(90), 2: right(85)},
+        at=SimpleNamespace(concepts=SPACE.concepts, space=SPACE),
+        rules={},
+        record=Record(tuple(traces), SPACE, basis),
+    )
+
+
+def test_claims_are_what_was_planted():
+    found = studies.claims_of([planted()], n_draws=100)
+    values = {name: pair[0] for name, pair in found.items()}
+    assert values == pytest.approx(
+        {
+            "P2-30": 0.10,
+            "P2-31": 0.05,
+            "P2-32": 0.216,
+            "P2-33": 1.0,
+            "P2-34": -1.0,
+            "P2-35": 0.0,  # the share does not change
+            "P2-36": (12 - 5) / M,  # random masks have 5 on average, no mask 2
+            "P2-37": 0.0,
+            "P2-38": (12 - 8) / M,
+            "P2-39": 1 - _area([1.0] * 10 + [0.0] * 10),
+            "P2-40": 0.5,
+            "P2-41": 0.5,
+        }
+    )
+    assert all(spread >= 0 for _, spread in found.values())
+
+
+def _area(kept: Sequence[float]) -> float:
+    takes = [-(-x * M // 100) for x in studies.PERCENTS]
+    return sum(sum(kept[:take]) / take for take in takes) / len(takes)
+
+
+def test_retention_starts_at_the_most_interpretable_units():
+    study = planted()
+    assert studies.curve(study, 0).tolist() == pytest.approx(
+        [1, 1, 1, 1, 1, 10 / 12, 10 / 14, 10 / 16, 10 / 18, 0.5]
+    )
+    assert studies.curve(study, 2)[0] == 0
+    statistic, m = studies.area(study, 0)
+    assert float(statistic(torch.arange(m)[None])[0]) == pytest.approx(
+        float(studies.curve(study, 0).mean())
+    )
+
+
+def test_a_unit_counts_as_often_as_it_is_drawn():
+    statistic, _ = studies.area(planted(), 0)
+    kept, lost = torch.zeros(1, M, dtype=torch.long), torch.full((1, M), M - 1)
+    assert float(statistic(kept)[0]) == 1
+    assert float(statistic(lost)[0]) == 0
+
+
+def test_arms_rewind_and_train_and_keep_the_dense_network_first():
+    arm = [SimpleNamespace(number=k, rewound={"at": k}, trained={"to": k}) for k in range(3)]
+    found = studies._arms({5: arm})
+    assert found["rewound 5"] == {0: {"at": 0}, 1: {"at": 1}, 2: {"at": 2}}
+    assert found["trained 5"][2] == {"to": 2}
+    assert found["kept 5"] == {0: {"to": 0}, 1: {"at": 1}, 2: {"at": 2}}
+
+
+def test_tables_have_a_row_a_stage_and_an_arm():
+    study = planted()
+    rows = studies.stage_rows(study)
+    assert [row["weights left"] for row in rows] == [1.0, 0.6, 0.36, 0.216]
+    assert rows[3]["units, epoch 0"] == "12 + 8"
+    assert [row["same word at the last stage"] for row in _clip_rows(study)] == [0.5, 1.0, 0.5]
+
+
+def _clip_rows(study: Study) -> list[dict[str, object]]:
+    return studies.retention_rows(study)

@@ -1,0 +1,114 @@
+"""Case study I on traces planted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lib.monitoring import standard_studies as studies
+from lib.monitoring.calibration import Rule
+from lib.monitoring.record import Record
+from lib.monitoring.space import Space
+from tests.planted_traces import CONCEPTS, SPACE, trace
+
+EPOCHS = (0, 1, 4)
+
+
+def planted(last: list[str], first: str = "striped", detector: str = "clip") -> SimpleNamespace:
+    """A study of one layer whose units start alike and end with the given words."""
+    start = [first] * len(last)
+    traces = [
+        trace([start, last, last], layer=layer, detector=detector, epochs=EPOCHS)
+        for layer in ("layer2", "layer3", "layer4")
+    ]
+    blind = [
+        trace([start] * 3, [[0] * len(last)] * 3, layer=t.layer, detector=detector, epochs=EPOCHS)
+        for t in traces
+    ]
+    basis = SimpleNamespace(points=torch.zeros(10, 2), digest=SPACE.digest)
+    return SimpleNamespace(
+        accuracy=dict(zip(EPOCHS, (0.1, 0.8, 0.9), strict=True)),
+        epochs=list(EPOCHS),
+        at=SimpleNamespace(concepts=CONCEPTS, space=SPACE),
+        record=Record(tuple(traces), SPACE, basis),
+        chance=Record(tuple(blind), SPACE, basis),
+        rules={("clip", "layer4"): Rule(1.0, 0.5)},
+    )
+
+
+def test_what_was_planted_is_measured():
+    study = planted(["tree", "roof", "beach", "red"] * 10)
+    found = studies.measure(study)
+    assert found["growth"][0] == pytest.approx(-0.25)  # striped counts, red does not
+    assert found["depth"][0] == 0  # all layers are alike
+    assert found["rises"][0] == 30
+    assert found["S1"][0] > 0.3
+    assert found["S2"][0] > 2
+    assert found["spread and accuracy"][0] == pytest.approx(0.866, abs=1e-3)  # two are equal
+
+
+def test_growth_and_accuracy_rise_together():
+    study = planted(["tree"] * 20, first="red")
+    assert studies.measure(study)["growth and accuracy"][0] == pytest.approx(0.866, abs=1e-3)
+
+
+def test_units_that_rise_by_chance_are_taken_off():
+    study = planted(["tree"] * 20)
+    both = replace(study.chance, traces=study.record.traces)
+    study.chance = both
+    assert studies.measure(study)["rises"] == (0.0, 0.0)
+
+
+def test_a_unit_far_from_its_own_word_has_a_low_score():
+    scores = torch.stack([torch.linspace(0.1, 8, 40)])
+    found = trace([["tree"] * 40], scores=scores)
+    value, half = studies.own_anchor(found, SPACE)
+    # the embedding is stored in half precision, so some neighbours are equal
+    assert value < -0.97
+    assert half < 0.05
+
+
+def test_a_word_that_the_second_set_lacks_should_go_to_a_near_one():
+    vectors = torch.eye(10)
+    for near in ("lamp", "boat", "fish", "tree", "roof"):  # the present ones most like a windmill
+        k = CONCEPTS.number(near)
+        vectors[k] = vectors[k] + vectors[CONCEPTS.number("windmill")]
+    vectors[CONCEPTS.number("beach")] += 5 * vectors[CONCEPTS.number("windmill")]  # absent too
+    space = Space.of(CONCEPTS, vectors)
+    first = trace(
+        [["windmill", "windmill", "windmill", "beach", "tree", "red", "red"]],
+        [[1, 1, 1, 1, 1, 1, 0]],
+    )
+    second = trace([["boat", "windmill", "striped", "tree", "tree", "wood", "red"]])
+    found = studies.other_set(first, second, CONCEPTS, space)
+    assert found.absent.tolist() == [True, True, True, True, False, False]
+    assert found.near[:3].tolist() == [True, False, False]
+    assert found.moved[1] == 4
+    assert (found.before == found.after).tolist() == [False, True, False, False, True, False]
+
+
+def test_a_stricter_cut_never_counts_more():
+    study = planted(["tree", "red"] * 5)
+    found = studies.sweep(
+        study.record.trace("clip", "layer4"), study.rules["clip", "layer4"], CONCEPTS
+    )
+    assert found.tolist() == [[10, 5, 5]] * 4  # attainment is .7 everywhere
+    strict = Rule(10.0, 0.5)
+    assert studies.sweep(study.record.trace("clip", "layer4"), strict, CONCEPTS).sum() == 0
+
+
+def test_risen_units_come_best_first():
+    study = planted(["tree", "red", "beach", "roof"])
+    trace4 = study.record.trace("clip", "layer4")
+    h = trace4.h.clone()
+    h[-1, :, 0] = torch.tensor([5.0, 9.0, 8.0, 6.0])
+    study.record = Record((replace(trace4, h=h),), SPACE, study.record.basis)
+    assert studies.risen(study).tolist() == [2, 3, 0]
+
+
+def test_counts_by_category_are_of_interpretable_units():
+    found = trace([["tree", "boat", "red", "roof"]], [[1, 1, 1, 0]])
+    assert studies.category_counts(found, CONCEPTS).tolist() == [[1, 2, 0, 0, 0, 0]]
