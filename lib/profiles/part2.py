@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 NO_PAPER: dict[str, str] = dict.fromkeys(
-    ("22_standard_training", "23_lottery_ticket", "24_adversarial_training"),
+    (
+        "21_concept_detectors",
+        "22_standard_training",
+        "23_lottery_ticket",
+        "24_adversarial_training",
+    ),
     "Places365, CIFAR-10 at the document's length and CLIP's weights are not at hand",
 )
 
@@ -12,6 +17,27 @@ SMALL = {"batch_size": 32, "lr": 0.05, "weight_decay": 1e-4, "schedule": "triang
 RECIPE = {"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "schedule": "triangular"}
 
 SIZES: dict[str, dict[str, dict[str, object]]] = {
+    "21_concept_detectors": {
+        # the network of 22, and a second one of few epochs to compare spaces on
+        "quick": {
+            "n_train": 4096,
+            "n_probe": 2048,
+            "n_sets": 3,
+            "n_rounds": 10,
+            "recipe": {"epochs": 8, **RECIPE},
+            "keep": (0, 1, 2, 3, 4, 6, 8),
+            "second": {"epochs": 2, **RECIPE},
+        },
+        "full": {
+            "n_train": 8192,
+            "n_probe": 4096,
+            "n_sets": 5,
+            "n_rounds": 20,
+            "recipe": {"epochs": 8, **RECIPE},
+            "keep": (0, 1, 2, 3, 4, 6, 8),
+            "second": {"epochs": 8, **RECIPE},
+        },
+    },
     "22_standard_training": {
         "quick": {
             "n_seeds": 1,
