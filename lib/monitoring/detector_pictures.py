@@ -27,8 +27,8 @@ STEPS = {
     "text": (0.29, 0.2, "text encoder"),
     "detector": (0.52, 0.72, "concept detector\nscore of each word\nfor each unit"),
     "space": (0.52, 0.2, "word vectors,\nfrozen map"),
-    "units": (0.77, 0.46, "unit = weighted mean\nof its 5 best words"),
-    "results": (0.94, 0.46, "counts,\npaths,\nspread"),
+    "units": (0.75, 0.46, "unit = weighted mean\nof its 5 best words"),
+    "results": (0.97, 0.46, "counts,\npaths,\nspread"),
 }
 ARROWS = (
     ("images", "model"),
@@ -48,7 +48,9 @@ def schematic() -> Figure:
     axis.axis("off")
     for start, end in ARROWS:
         (x0, y0, _), (x1, y1, _) = STEPS[start], STEPS[end]
-        arrow = {"arrowstyle": "->", "color": "#555555", "shrinkA": 26, "shrinkB": 30}
+        shrink = (32, 16) if end == "results" else (26, 30)  # of a wide box, and of a narrow one
+        arrow = dict(zip(("shrinkA", "shrinkB"), shrink, strict=True))
+        arrow |= {"arrowstyle": "->", "color": "#555555"}
         axis.annotate("", (x1, y1), (x0, y0), arrowprops=arrow)
     for x, y, words in STEPS.values():
         drawings.box(axis, x, y, words)
@@ -85,7 +87,7 @@ def planted(found: Sequence[Named], concepts: ConceptSet, chosen: str) -> Figure
         axis.invert_yaxis()
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_title("by similarity function")
-    axes[1].set_title(f"{chosen}, by category")
+    axes[1].set_title(f"{chosen}\nby category")
     figures.legend(fig, axes[0])
     return fig
 
@@ -94,6 +96,8 @@ def thresholds(
     scores: Mapping[str, ConceptScores], nulls: Mapping[str, Null], rules: Mapping[str, Rule]
 ) -> Figure:
     """Best score and its attainment for each unit, beside the same with images permuted."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
     fig, axes = figures.panels(1, len(scores), height=2.6, sharey=True)
     for axis, (name, found) in zip(axes, scores.items(), strict=True):
         null, rule = nulls[name], rules[name]
@@ -112,6 +116,9 @@ def thresholds(
         axis.set_title(f"{name}: {n} of {len(found.dead)} units pass both")
         axis.set(xlabel="best score h")
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set(ylabel="attainment of the best word")
     figures.legend(fig, axes[0])
     return fig
