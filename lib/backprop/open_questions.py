@@ -6,6 +6,7 @@ distance), `measured` (what the claims judge).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -111,7 +112,7 @@ def measured(
     behaviour = {
         kind: torch.cat([o.behaviour for o in of.values()]) for kind, of in spoken.outcomes.items()
     }
-    lure = [trained[k].mass[:, language.ATTRACTOR].mean() for k in (min(trained), max(trained))]
+    lure = [share(trained[k].mass[:, language.ATTRACTOR]) for k in (min(trained), max(trained))]
     done = [torch.cat([d.reached(rule) for d in weighed.values()]) for rule in (0, 1)]
     return {
         "P5-50": min(weights.decades(d.chosen[0]) for d in weighed.values()),
@@ -120,7 +121,7 @@ def measured(
         "P5-53": share(torch.cat([o.place == language.SUBJECT for o in trained.values()])),
         "P5-54": share(torch.cat([o.after - o.rounded for o in trained.values()])),
         "P5-55": (behaviour["trained"].mean() - behaviour["random"].mean()).item(),
-        "P5-56": (lure[0] - lure[1]).item(),
+        "P5-56": _gap(*lure),
         **_quality(quality),
         "P5-60": _fall(sizes),
         "P5-61": leaks.accuracy(leaks.low),
@@ -133,23 +134,28 @@ def _quality(study: quality_studies.Study) -> dict[str, Measured]:
 
     used, confounded = study.of("used"), study.of("confounded")
     rank = float(spearmanr(study.score[used], study.quality[used]).statistic)
-    good = [study.quality[of & (study.score >= 0.8)].mean() for of in (used, confounded)]
-    gap = (good[0] - good[1]).item()
+    good = [study.quality[of & (study.score >= 0.8)] for of in (used, confounded)]
     unlabelled = study.quality[study.noise == 0.5] - quality_studies.CHANCE
     return {
         "P5-57": rank,
-        "P5-58": None if gap != gap else gap,  # no confounded probe scores .8
+        "P5-58": _gap(*map(share, good)) if min(map(len, good)) > 1 else None,
         "P5-59": share(unlabelled),
     }
 
 
-def _fall(sizes: Sequence[scaling_studies.Configuration]) -> float:
+def _gap(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    """Difference of two means and its standard error."""
+    return a[0] - b[0], math.hypot(a[1], b[1])
+
+
+def _fall(sizes: Sequence[scaling_studies.Configuration]) -> tuple[float, float]:
     """Truth rate of the smallest minus that of the largest network, mean over architectures."""
     falls = []
     for name in sorted({c.architecture for c in sizes}):
         of = sorted((c for c in sizes if c.architecture == name), key=lambda c: c.n_weights)
-        falls.append((of[0].truth.double().mean() - of[-1].truth.double().mean()).item())
-    return sum(falls) / len(falls)
+        falls.append(_gap(share(of[0].truth), share(of[-1].truth)))
+    gaps, errors = zip(*falls, strict=True)
+    return sum(gaps) / len(falls), math.hypot(*errors) / len(falls)
 
 
 def _off(study: entanglement.Study, alpha: float) -> float:

@@ -49,8 +49,7 @@ def schematic() -> Figure:
     for start, end in ARROWS:
         (x0, y0, _), (x1, y1, _) = STEPS[start], STEPS[end]
         shrink = (32, 16) if end == "results" else (26, 30)  # of a wide box, and of a narrow one
-        arrow = dict(zip(("shrinkA", "shrinkB"), shrink, strict=True))
-        arrow |= {"arrowstyle": "->", "color": "#555555"}
+        arrow = {"arrowstyle": "->", "color": "#555555", "shrinkA": shrink[0], "shrinkB": shrink[1]}
         axis.annotate("", (x1, y1), (x0, y0), arrowprops=arrow)
     for x, y, words in STEPS.values():
         drawings.box(axis, x, y, words)

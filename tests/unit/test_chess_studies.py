@@ -159,9 +159,9 @@ def test_the_trace_is_that_of_a_relaxed_run(bed: studies.Bed, reader: Reader) ->
 def test_a_flat_sweep_correlates_with_nothing() -> None:
     probe, before = queen_on_c3(), board("8/8/k7/8/8/8/8/5K2 w")
     same = [studies.outcome("a", probe, before, before, 0.9, **EMPTY) for _ in range(3)]
-    assert verdicts.rise_with_weight((0, 1, 2), same) == 0
+    assert verdicts.rise_with_weight((0, 1, 2), same) == (0, 0)
     broken = studies.outcome("a", probe, before, board("8/8/8/8/8/8/8/5K2 w"), 0.9, **EMPTY)
-    assert verdicts.rise_with_weight((0, 1, 2), [broken, broken, same[0]]) > 0.5
+    assert verdicts.rise_with_weight((0, 1, 2), [broken, broken, same[0]])[0] > 0.5
 
 
 def test_shares_and_differences_have_their_errors() -> None:
@@ -194,3 +194,10 @@ def test_changed_squares_are_tinted() -> None:
 def test_unknown_networks_are_refused() -> None:
     with pytest.raises(ValueError, match="own or official"):
         studies.prepare("theirs", Path("nowhere"), seed=0, **SIZES)
+
+
+def test_the_median_of_equal_edits_has_no_spread_and_of_two_kinds_has_one() -> None:
+    assert verdicts.middle(torch.full((9,), 2)) == (2.0, 0.0)
+    value, half = verdicts.middle(torch.tensor([1, 3] * 20))
+    assert value in (1.0, 3.0)
+    assert half == 1.0

@@ -1,14 +1,18 @@
 """The numbers that notebook 53's claims are judged by.
 
-Public names: `share`, `difference`, `fall`, `best_layer`, `rise_with_weight`, `measured`.
+Public names: `share`, `difference`, `fall`, `best_layer`, `rise_with_weight`, `middle`,
+`measured`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from lib import bootstrap
 from lib.backprop.chess.boards import Flags
 from lib.backprop.chess.pictures import n_legal_published
 from lib.backprop.chess.reading import Reader
@@ -43,12 +47,35 @@ def best_layer(found: Detection) -> str:
     return found.layers[int(found.score[-1].argmax())]
 
 
-def rise_with_weight(weights: Sequence[float], outcomes: Sequence[Outcome]) -> float:
-    """Spearman correlation of the checker's weight and the share of legal boards; 0 if flat."""
-    from scipy.stats import spearmanr
+def rise_with_weight(weights: Sequence[float], outcomes: Sequence[Outcome]) -> tuple[float, float]:
+    """Spearman correlation of the checker's weight and the share of legal boards; 0 if flat.
 
-    shares = [o.legal.mean() for o in outcomes]
-    return 0.0 if len(set(shares)) == 1 else float(spearmanr(weights, shares).statistic)
+    With half of its 95% bootstrap interval over boards, which are the same for all weights.
+    """
+    from scipy.stats import rankdata
+
+    legal = torch.tensor(np.stack([o.legal for o in outcomes])).double()  # [weights, boards]
+    order = torch.tensor(rankdata(weights)) - (len(weights) + 1) / 2
+
+    def correlation(rows: Tensor) -> Tensor:
+        ranks = torch.tensor(rankdata(legal[:, rows].mean(-1).numpy(), axis=0))
+        ranks = ranks - ranks.mean(0)
+        scale = order.norm() * ranks.norm(dim=0)
+        return torch.where(scale > 0, order @ ranks / scale.clamp(min=1e-12), 0.0)
+
+    whole = correlation(torch.arange(legal.shape[1])[None])[0].item()
+    return whole, _half(correlation, legal.shape[1])
+
+
+def middle(values: Tensor) -> tuple[float, float]:
+    """Median and half of its 95% bootstrap interval."""
+    wide = values.double()
+    return wide.median().item(), _half(lambda rows: wide[rows].median(1).values, len(wide))
+
+
+def _half(statistic: Callable[[Tensor], Tensor], n: int) -> float:
+    ends = bootstrap.interval(statistic, n, generator=torch.Generator().manual_seed(0))
+    return (ends[1] - ends[0]).item() / 2
 
 
 def measured(
@@ -86,7 +113,7 @@ def measured(
         "P5-34": share(bop.legal),
         "P5-35": None if np.isnan(extra) else extra,
         "P5-36": share(every.reached & every.legal),
-        "P5-37": None if edits is None else edits.double().median().item(),
+        "P5-37": None if edits is None else middle(edits),
         "P5-38": share(every.truth),
         "P5-39": share(outcomes["sure"].truth),
         "P5-40": difference(beam.truth, bop.truth),
