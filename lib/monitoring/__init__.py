@@ -11,4 +11,11 @@ Map, file by file, in reading order.
 - ``record``: Algorithm 1, every checkpoint through every detector into one long table.
 - ``statistics``: counts, births, transitions, spread, convergence, retention.
 - ``live``: the same inside a training loop.
+- ``encoder``, ``encoder_training``, ``encoder_floors``: the small image-text encoder, and how good
+  it must be; ``encoder_pretrained``: published ones.
+- ``stored``: scores and maps through the cache.
+
+The experiments, to be imported by name: ``detector_studies`` and ``learned_space``; ``cases`` and
+``measures``, which the case studies share; ``standard_studies``, ``lottery_studies``,
+``adversarial_studies``, ``fine_tuning_studies``; pictures beside each.
 """
