@@ -258,3 +258,21 @@ def test_main_merges_each_profile_and_leaves_the_notebooks_files(
     assert not (figures_dir / "paper").exists()
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert claims.main() == 0  # the merged file is not taken for a notebook's
+
+
+def test_near_the_edge_is_said_of_what_the_reference_has_near_and_of_what_becomes_the_reference(
+    write: Write, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    write({"band": [0.5, 1.0]})
+    reference = tmp_path / "reference.json"
+    monkeypatch.setattr(claims, "REFERENCE", reference)
+    measured: dict[str, claims.Measured] = {"P9-01": (0.52, 0.05)}
+    for row, near in (
+        ({}, False),
+        ({"P9-01": {"verdict": "holds", "value": 0.51, "spread": 0.05}}, True),
+        ({"P9-01": {"verdict": "holds", "value": 0.8, "spread": 0.05}}, False),
+    ):
+        reference.write_text(json.dumps(row))
+        assert ("near the edge" in str(claims.judge(run, measured)[0])) is near
+    monkeypatch.setenv(claims.RENEWING, "1")
+    assert "near the edge" in str(claims.judge(run, measured)[0])
