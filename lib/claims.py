@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -100,15 +101,24 @@ def is_undecided(
 
     Networks trained on two machines differ by rounding and what rounding grows into. A verdict
     about as near to an edge as its own spread is then a toss, and no test may depend on it; one
-    that is turned and more than three spreads from the edge is a change.
+    that is turned and more than three spreads from the edge is a change. Where the reference has
+    values of networks of other seeds, a spread is at least their standard deviation.
 
     Args:
         before: the claim's row of the reference.
         now: its row of a run; of both "verdict", "value" and "spread" are read.
     """
-    stored = _is_within(NEAR_MARGIN, before.get("value"), before.get("spread"), band)
+    least = between_seeds(before)
+    mine, new = (max(row.get("spread") or 0.0, least) for row in (before, now))
+    stored = _is_within(NEAR_MARGIN, before.get("value"), mine, band)
     same = now["verdict"] == before.get("verdict")
-    return stored and (same or _is_within(SAFE_MARGIN, now["value"], now.get("spread"), band))
+    return stored and (same or _is_within(SAFE_MARGIN, now["value"], new, band))
+
+
+def between_seeds(row: Mapping[str, Any]) -> float:
+    """Standard deviation of a reference row's values over seeds; 0 if it was run at one alone."""
+    values = [row.get("value"), *row.get("seeds", ())]
+    return statistics.stdev(values) if len(values) > 2 and None not in values else 0.0
 
 
 def interval(low: float, high: float) -> str:
@@ -208,7 +218,7 @@ def _verdict(claim: Claim, measured: Measured, profile: str, before: Mapping[str
     number = None if spread is None else float(spread)
     row = {"verdict": word, "value": value, "spread": number}
     renewed = os.environ.get(RENEWING) == "1"  # this row becomes the reference
-    near = is_undecided(row if renewed else before, row, claim.band)
+    near = is_undecided({**before, **row} if renewed else before, row, claim.band)
     return Verdict(claim.id, word, float(value), number, low, high, claim.says, near)
 
 

@@ -3,6 +3,8 @@
 Each notebook is run as it stands and written back with its outputs and execution counts, without
 what differs between two equal runs (times, papermill's notes, widget state). Then the verdicts
 and values of all notebooks become `tests/reference/claims.json`, which the tests compare with.
+`SEEDS="1 2 3"` also runs them at these seeds, and keeps those values beside the reference's: how
+far apart two networks are is what no single run can tell.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib import claims, files
@@ -58,11 +62,32 @@ def renew(name: str) -> None:
     files.write_if_changed(path, nbformat.writes(stripped(notebook)) + "\n")
 
 
+def at_seed(name: str, seed: int) -> dict[str, dict[str, object]]:
+    """Rows of a notebook's claims at another seed; nothing stored is touched."""
+    import papermill
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["FIGURES_DIR"] = folder
+        try:
+            papermill.execute_notebook(
+                notebooks.FOLDER / f"{name}.ipynb",
+                Path(folder) / "run.ipynb",
+                parameters={"SEED": seed},
+                kernel_name="python3",
+                cwd=notebooks.FOLDER,
+                progress_bar=False,
+            )
+            return claims.results("quick", Path(folder))
+        finally:
+            del os.environ["FIGURES_DIR"]
+
+
 def main() -> int:
     """Exit code 1 if a notebook fails; it is left as it was, and the others are renewed."""
     os.environ |= {"PROFILE": "quick", "DEVICE": "cpu", "IPYTHONDIR": str(ROOT / "build/ipython")}
     os.environ[claims.RENEWING] = "1"
     os.environ.pop("FIGURES_DIR", None)
+    seeds = [int(seed) for seed in os.environ.get("SEEDS", "").split()]
     status, terminal = 0, 1
     log = ROOT / "build" / "refresh.log"
 
@@ -85,6 +110,14 @@ def main() -> int:
         rows = claims.results("quick")
         fields = ("verdict", "value", "spread")
         kept = {k: {field: v[field] for field in fields} for k, v in sorted(rows.items())}
+        before = json.loads(claims.REFERENCE.read_text()) if claims.REFERENCE.is_file() else {}
+        others = {k: row["seeds"] for k, row in before.items() if "seeds" in row}
+        for name in request.notebooks if seeds else ():
+            found = [at_seed(name, seed) for seed in seeds]
+            others |= {k: [row[k]["value"] for row in found] for k in found[0]}
+            tell(f"seeds    {name}  {', '.join(map(str, seeds))}")
+        for k in sorted(set(kept) & set(others)):
+            kept[k]["seeds"] = others[k]
         files.write_if_changed(claims.REFERENCE, json.dumps(kept, indent=1) + "\n")
         tell(f"reference: {len(kept)} claims in {claims.REFERENCE.relative_to(ROOT)}")
     except (Problem, ValueError, OSError) as error:

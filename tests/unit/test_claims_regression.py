@@ -69,6 +69,20 @@ def test_a_verdict_far_from_its_edge_may_not_turn_at_all():
     assert len(claims.changed(far, now)) == 1
 
 
+@pytest.mark.parametrize(
+    ("seeds", "named"),
+    [
+        ((), True),  # .13 is far past the edge for a spread of .02
+        ((0.05, 0.4), False),  # but not when other networks lie so far apart
+        ((0.21, 0.23), True),  # as it is when they agree
+    ],
+)
+def test_networks_of_other_seeds_say_how_far_a_value_may_move(seeds, named: bool):
+    stored = {"P1-03": NEAR["P1-03"] | {"seeds": list(seeds)}}
+    now = {"P1-03": NEAR["P1-03"] | {"verdict": "DIFFERS", "value": 0.13}}
+    assert bool(claims.changed(stored, now)) is named
+
+
 def test_the_checked_line_says_near_and_its_word_alone_is_not_compared():
     lines = [
         str(claims.Verdict("P1-03", word, 0.2, 0.02, 0.2, 1.0, "two agree", near))
