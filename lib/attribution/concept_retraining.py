@@ -280,7 +280,7 @@ def _fetch(task: _Task) -> Readings:
     images = {
         f"{case.name} {part}": rows
         for case in study.cases.values()
-        for part, rows in _images(case).items()
+        for part, rows in images_of(case).items()
     }
     config = {
         "network": setting.network,
@@ -309,7 +309,7 @@ def _fetch(task: _Task) -> Readings:
     return Readings(those("logits"), those("accuracy"), those("sparse"), found["task"])
 
 
-def _images(case: Case) -> dict[str, Tensor]:
+def images_of(case: Case) -> dict[str, Tensor]:
     """The images and labels of a concept, for the key of the cache."""
     data = case.data
     return {

@@ -2,27 +2,74 @@
 
 Document 1, main results; specification of document 1, sections 6.1, 6.2, 6.4 and 6.6.
 
-Public names: `Spread`, `spread`, `spread_rows`, `Agreement`, `split_halves`, `split_all`,
-`between`, `Validity`, `validity`, `validity_rows`, `class_shares`, `equivalence`, `Equivalence`,
-`effect_rows`, `equivalence_rows`, `location_shares`, `units_ratio`.
+Public names: `fetch_scores`, `Spread`, `spread`, `spread_rows`, `Agreement`, `split_halves`,
+`split_all`, `between`, `Validity`, `validity`, `validity_rows`, `class_shares`, `equivalence`,
+`Equivalence`, `effect_rows`, `equivalence_rows`, `location_shares`, `units_ratio`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lib.attribution import metrics
+from lib import cache
+from lib.attribution import concepts, metrics
 from lib.attribution.concept_cases import Case, Study
-from lib.attribution.concept_retraining import Readings, Removal
+from lib.attribution.concept_retraining import Readings, Removal, images_of
 from lib.attribution.concepts import ConceptAttribution
 from lib.probes import presence
 
+SCORES = ("unweighted", "by_model", "weights")  # arrays of a ConceptAttribution
 TOP = 100  # rows of the smaller overlap
 N_RESAMPLES = 300
+
+
+def fetch_scores(
+    study: Study,
+    case: Case,
+    networks: Sequence[nn.Module],
+    layers: Sequence[str],
+    *,
+    k: int,
+    ridge: float,
+    seed: int = 0,
+    null: bool = False,
+    progress: Callable[[Iterable[nn.Module]], Iterable[nn.Module]] | None = None,
+) -> ConceptAttribution:
+    """`concepts.attribute` on a study's training images, kept: figures come from saved arrays.
+
+    Args: as there; all networks are of the study's setting.
+    """
+    train = (study.setting.train.x, study.setting.train.y)
+    config = {
+        "network": [study.setting.network, dict(study.setting.spec)],
+        "states": [cache.state_hash(dict(network.state_dict())) for network in networks],
+        "train": cache.state_hash(dict(zip(("x", "y"), train, strict=True))),
+        "concept": cache.state_hash(images_of(case)),
+        "layers": list(layers),
+        "options": [k, ridge, seed, null],
+    }
+    names = (*concepts.VERSIONS, *(["null"] if null else []))
+
+    def build() -> dict[str, Tensor]:
+        found = concepts.attribute(
+            networks,
+            train,
+            case.data,
+            layers,
+            k=k,
+            ridge=ridge,
+            seed=seed,
+            null=null,
+            progress=progress,
+        )
+        return {part: getattr(found, part).contiguous() for part in SCORES}
+
+    arrays = cache.fetch("concept-scores", config, build, code=[concepts.attribute])
+    return ConceptAttribution(tuple(layers), names, **arrays)
 
 
 @dataclass(frozen=True)
