@@ -67,7 +67,9 @@ def _draw(study: Study, run: Run, networks: list) -> dict[str, bytes]:
 
 
 def test_figures_are_redrawn_byte_for_byte_from_saved_arrays_alone(run: Run) -> None:
-    study = concept_cases.load(run)
+    whole = concept_cases.load(run)
+    short = replace(whole.setting.recipe, epochs=3)
+    study = replace(whole, setting=replace(whole.setting, recipe=short))
     networks = truth.checkpoints(study.setting, 2, share=1, seed=0)
     first = _draw(study, run, networks)
     saved = sorted((run.figures_dir.parent / "cache").glob("*.safetensors"))
