@@ -104,8 +104,14 @@ def test_removing_the_top_leaves_the_concept_and_hurts_the_task() -> None:
 
 
 def test_a_probe_that_follows_is_traced_better() -> None:
-    """Check 6, second half, for single images: their mean is one rank correlation with an interval
-    of .4, which notebook 12 judges (P1-10) and no other seed can be held to."""
+    """Check 6, second half, for single images.
+
+    The check asks it of their mean, .2 and more than the frozen probe's. That is one rank
+    correlation with an interval of .4 over 100 halves. Measured with 300 halves of ten networks
+    and three seeds: .128, .210 and .154 with the probe following, .063, .036 and .126 with it
+    frozen, .049, -.063 and .056 for random directions (95% intervals of .2). So it is above the
+    frozen one's each time, but .2 is not reached; notebook 12 judges it (P1-10).
+    """
     found = _lds()
     assert found["refit"].image >= 0.2
     assert found["refit"].image > found["frozen"].image + 0.02
