@@ -5,6 +5,7 @@ Each returns the figure without writing it; the notebook adds the provenance and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from lib.monitoring import lottery_studies as studies
 from lib.monitoring import measures
 from lib.monitoring.case_pictures import NAMES, draw_bars
 from lib.monitoring.lottery_studies import DETECTORS, PERCENTS, Study
+from lib.monitoring.measures import Statistic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROLES = ("main", "second", "third")
-DOCUMENT = (91.8, 93.78, 93.4)  # accuracy at 2.8%, rewound to start, early, late
 
 
 def _stage_axis(axis: Axes, study: Study) -> None:
@@ -31,18 +32,16 @@ def _stage_axis(axis: Axes, study: Study) -> None:
     axis.set_xlabel("weights left, %")
 
 
-def _band(axis: Axes, values: Tensor, *, order: int, label: str) -> None:
-    """Share over stages with its 95% interval over rows, from float64 `[stages, n]`."""
-
-    def statistic(rows: Tensor) -> Tensor:
-        return values[:, rows].mean(-1)
-
+def _line(
+    axis: Axes, x: Sequence[float], statistic: Statistic, n: int, *, order: int, label: str
+) -> None:
+    """A statistic `[len(x), b]` of rows drawn from n, with its 95% interval."""
     generator = torch.Generator().manual_seed(0)
-    low, high = bootstrap.interval(statistic, values.shape[1], generator=generator, n_draws=400)
-    colour, x = ROLE[ROLES[order]], range(len(values))
+    low, high = bootstrap.interval(statistic, n, generator=generator, n_draws=400)
+    colour = ROLE[ROLES[order]]
     axis.plot(
         x,
-        values.mean(1),
+        statistic(torch.arange(n)[None])[:, 0],
         color=colour,
         marker=MARKERS[order],
         linestyle=DASHES[order],
@@ -51,12 +50,18 @@ def _band(axis: Axes, values: Tensor, *, order: int, label: str) -> None:
     axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
+def _shares(axis: Axes, values: Tensor, *, order: int, label: str) -> None:
+    """Means over the rows of float64 `[stages, n]` by stage."""
+    stages, n = values.shape
+    _line(axis, range(stages), lambda rows: values[:, rows].mean(-1), n, order=order, label=label)
+
+
 def accuracy(study: Study) -> Figure:
     """Accuracy of trained networks by stage, a line an arm."""
     fig, (axis,) = figures.panels(1, 1, width=figures.ONE_COLUMN * 1.3, height=2.3)
     for order, rewind in enumerate(study.rewinds):
         label = f"rewound to epoch {rewind}"
-        _band(axis, study.right[rewind].double(), order=order, label=label)
+        _shares(axis, study.right[rewind].double(), order=order, label=label)
     _stage_axis(axis, study)
     axis.set_ylabel("accuracy")
     axis.legend()
@@ -70,7 +75,7 @@ def after_rewinding(study: Study) -> Figure:
     for axis, (name, state) in zip(axes, cells, strict=True):
         for order, rewind in enumerate(study.rewinds):
             units = studies.shares_after_rewinding(study, state, rewind, name).double()
-            _band(axis, units, order=order, label=f"rewound to epoch {rewind}")
+            _shares(axis, units, order=order, label=f"rewound to epoch {rewind}")
         if name == DETECTORS[0]:
             axis.set_title("after rewinding" if state == "rewound" else "after training")
         if state == studies.STATES[0]:
@@ -120,15 +125,9 @@ def retention(study: Study) -> Figure:
     fig, axes = figures.panels(1, 2, height=2.3, sharey=True)
     for axis, state in zip(axes, ("trained", "rewound"), strict=True):
         for order, rewind in enumerate(study.rewinds):
-            values = studies.curve(study, rewind, state)
-            axis.plot(
-                PERCENTS,
-                values,
-                color=ROLE[ROLES[order]],
-                marker=MARKERS[order],
-                linestyle=DASHES[order],
-                label=f"rewound to epoch {rewind}",
-            )
+            statistic, m = studies.curves(study, rewind, state)
+            label = f"rewound to epoch {rewind}"
+            _line(axis, PERCENTS, statistic, m, order=order, label=label)
         axis.set(title=f"later stages {state}", xlabel="most interpretable units, %", ylim=(0, 1))
     axes[0].set_ylabel("share that keeps its word")
     figures.legend(fig, axes[0])

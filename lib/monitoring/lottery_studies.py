@@ -7,7 +7,8 @@ learned mask on another initialisation, no mask; and the same networks with the 
 statistics estimated again, since a mask changes the scale of what they normalise.
 
 Public names: `Study`, `fetch_study`, `claims_of`, `shares_after_rewinding`, `trend`, `curve`,
-`area`, `steepness`. Tables of a study are in `lottery_tables`, figures in `lottery_pictures`.
+`curves`, `area`, `steepness`. Tables of a study are in `lottery_tables`, figures in
+`lottery_pictures`.
 
 Source: document 2, section 4.1; specification section 3.2.
 """
@@ -239,10 +240,10 @@ def curve(study: Study, rewind: int, state: str = "trained", detector: str = "cl
     return statistics.retention(trace.h[0, :, 0], statistics.retained(trace), PERCENTS)
 
 
-def area(
+def curves(
     study: Study, rewind: int, state: str = "trained", detector: str = "clip"
 ) -> tuple[Callable[[Tensor], Tensor], int]:
-    """Mean of R(x) for rows of units, and how many units there are.
+    """`curve` of rows of units `[b, M]` as `[10, b]`, and how many units there are.
 
     A unit drawn twice counts twice; its place among the best is that in the resample.
     """
@@ -254,9 +255,17 @@ def area(
     def statistic(rows: Tensor) -> Tensor:
         order = score[rows].sort(dim=1, descending=True, stable=True).indices
         running = kept[rows].gather(1, order).cumsum(1)
-        return (running[:, takes - 1] / takes).mean(1)
+        return (running[:, takes - 1] / takes).T
 
     return statistic, m
+
+
+def area(
+    study: Study, rewind: int, state: str = "trained", detector: str = "clip"
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """Mean of R(x) for rows of units `[b, M]`, `[b]`, and how many units there are."""
+    statistic, m = curves(study, rewind, state, detector)
+    return (lambda rows: statistic(rows).mean(0)), m
 
 
 def claims_of(studies: Sequence[Study], *, n_draws: int = 1000) -> dict[str, Measured]:

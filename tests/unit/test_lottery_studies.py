@@ -110,6 +110,9 @@ def test_retention_starts_at_the_most_interpretable_units():
     assert float(statistic(torch.arange(m)[None])[0]) == pytest.approx(
         float(studies.curve(study, 0).mean())
     )
+    statistic, m = studies.curves(study, 2)
+    whole = statistic(torch.arange(m)[None])
+    assert whole[:, 0].tolist() == pytest.approx(studies.curve(study, 2).tolist())
 
 
 def test_a_unit_counts_as_often_as_it_is_drawn():
