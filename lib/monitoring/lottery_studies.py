@@ -6,8 +6,8 @@ stage of the arm that rewinds to the start: random masks with each layer's own s
 learned mask on another initialisation, no mask; and the same networks with the batch norms'
 statistics estimated again, since a mask changes the scale of what they normalise.
 
-Public names: `Study`, `fetch_study`, `claims_of`, `shares_after_rewinding`, `trend`, `curve`,
-`curves`, `area`, `steepness`. Tables of a study are in `lottery_tables`, figures in
+Public names: `Study`, `fetch_study`, `claims_of`, `COUNTS`, `shares_after_rewinding`, `trend`,
+`curve`, `curves`, `area`, `steepness`. Tables of a study are in `lottery_tables`, figures in
 `lottery_pictures`.
 
 Source: document 2, section 4.1; specification section 3.2.
@@ -28,6 +28,7 @@ from lib import bootstrap, cache, models, parallel, training
 from lib.data import scenes
 from lib.data.scenes import Labelled
 from lib.monitoring import cases, measures, statistics
+from lib.monitoring.activations import ConceptSet
 from lib.monitoring.calibration import Rule
 from lib.monitoring.cases import LAST, NETWORK, Setting, Task
 from lib.monitoring.measures import Measured
@@ -215,6 +216,14 @@ def reestimated(
     }
     code: list[Callable[..., object]] = [pruning.reestimate_batch_norms, scenes.prepare]
     return cache.fetch("batch-norms", config, build, code=code)
+
+
+def any_word(trace: Trace, concepts: ConceptSet) -> Tensor:
+    """Interpretable units, colours among their words, bool `[E, M]`."""
+    return trace.interpretable
+
+
+COUNTS = {"not a colour": measures.counted, "any word": any_word}
 
 
 def shares_after_rewinding(study: Study, state: str, rewind: int, detector: str = "clip") -> Tensor:

@@ -5,11 +5,14 @@ Public names: `stage_rows`, `control_rows`, `retention_rows`.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from lib.monitoring import lottery_studies as studies
-from lib.monitoring import measures, statistics
+from lib.monitoring import statistics
+from lib.monitoring.case_pictures import NAMES
 from lib.monitoring.lottery_studies import DETECTORS, Study
 
 
@@ -32,19 +35,17 @@ def control_rows(study: Study) -> list[dict[str, object]]:
     """Interpretable units at the last stage rewound to the start, and of what else has a mask."""
     rows: list[dict[str, object]] = []
     start, concepts = study.rewinds[0], study.at.concepts
-    for prefix, words in (("", "as it is"), ("re-estimated ", "batch norms estimated again")):
-        row: dict[str, object] = {"batch norms": words}
-        name = "re-estimated" if prefix else "rewound"
-        for detector in DETECTORS:
-            learned = studies.shares_after_rewinding(study, name, start, detector).sum(1)
-            row[f"{detector}: no mask"] = int(learned[0])
-            row["learned" if detector == "clip" else "learned (oracle)"] = int(learned[-1])
-            for control in ("random", "other"):
-                found = measures.counted(study.control(prefix + control, detector), concepts)
+    for prefix, norms in (("", "as they are"), ("re-estimated ", "estimated again")):
+        for detector, (words, counted) in itertools.product(DETECTORS, studies.COUNTS.items()):
+            own = study.trace("re-estimated" if prefix else "rewound", start, detector)
+            learned = counted(own, concepts).sum(1)
+            row: dict[str, object] = {"batch norms": norms, "read by": NAMES[detector]}
+            row |= {"words": words, "no mask": int(learned[0]), "learned mask": int(learned[-1])}
+            for control, name in (("random", "random masks"), ("other", "other weights")):
+                found = counted(study.control(prefix + control, detector), concepts)
                 counts = found.sum(1).double()
-                key = f"{detector}: {'random masks' if control == 'random' else 'other weights'}"
-                row[key] = (float(counts.mean()), float(counts.std()))
-        rows.append(row)
+                row[name] = (float(counts.mean()), float(counts.std()))
+            rows.append(row)
     return rows
 
 

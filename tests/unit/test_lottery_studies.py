@@ -130,6 +130,24 @@ def test_arms_rewind_and_train_and_keep_the_dense_network_first():
     assert found["kept 5"] == {0: {"to": 0}, 1: {"at": 1}, 2: {"at": 2}}
 
 
+def test_controls_are_counted_with_and_without_colours():
+    study = planted()
+    both = [replace(t, detector="oracle") for t in study.record.traces]
+    found = replace(study.record, traces=(*study.record.traces, *both))
+    again = [
+        replace(t, arm=f"re-estimated {t.arm}")
+        for t in found.traces
+        if t.arm in ("random", "other")
+    ]
+    found = replace(found, traces=(*found.traces, *again))
+    rows = tables.control_rows(replace(study, record=found))
+    assert len(rows) == 8  # two ways of batch norms, two detectors, with and without colours
+    first, second = rows[:2]
+    assert (first["no mask"], first["learned mask"]) == (2, 12)
+    assert first["random masks"] == (5.0, pytest.approx(2**0.5))
+    assert second["learned mask"] == M
+
+
 def test_tables_have_a_row_a_stage_and_an_arm():
     study = planted()
     rows = tables.stage_rows(study)
