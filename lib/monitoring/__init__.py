@@ -17,5 +17,6 @@ Map, file by file, in reading order.
 
 The experiments, to be imported by name: ``detector_studies`` and ``learned_space``; ``cases`` and
 ``measures``, which the case studies share; ``standard_studies``, ``lottery_studies``,
-``adversarial_studies``, ``fine_tuning_studies``; pictures beside each.
+``adversarial_studies``, ``fine_tuning_studies``; pictures, and of the longest also tables, beside
+each.
 """

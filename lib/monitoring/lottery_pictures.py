@@ -5,6 +5,8 @@ Each returns the figure without writing it; the notebook adds the provenance and
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,9 +14,9 @@ import torch
 from lib import bootstrap, figures
 from lib.figures import DASHES, MARKERS, ROLE
 from lib.monitoring import lottery_studies as studies
-from lib.monitoring import measures
 from lib.monitoring.case_pictures import NAMES, draw_bars
 from lib.monitoring.lottery_studies import DETECTORS, PERCENTS, Study
+from lib.monitoring.measures import Statistic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROLES = ("main", "second", "third")
-DOCUMENT = (91.8, 93.78, 93.4)  # accuracy at 2.8%, rewound to start, early, late
 
 
 def _stage_axis(axis: Axes, study: Study) -> None:
@@ -31,18 +32,16 @@ def _stage_axis(axis: Axes, study: Study) -> None:
     axis.set_xlabel("weights left, %")
 
 
-def _band(axis: Axes, values: Tensor, *, order: int, label: str) -> None:
-    """Share over stages with its 95% interval over rows, from float64 `[stages, n]`."""
-
-    def statistic(rows: Tensor) -> Tensor:
-        return values[:, rows].mean(-1)
-
+def _line(
+    axis: Axes, x: Sequence[float], statistic: Statistic, n: int, *, order: int, label: str
+) -> None:
+    """A statistic `[len(x), b]` of rows drawn from n, with its 95% interval."""
     generator = torch.Generator().manual_seed(0)
-    low, high = bootstrap.interval(statistic, values.shape[1], generator=generator, n_draws=400)
-    colour, x = ROLE[ROLES[order]], range(len(values))
+    low, high = bootstrap.interval(statistic, n, generator=generator, n_draws=400)
+    colour = ROLE[ROLES[order]]
     axis.plot(
         x,
-        values.mean(1),
+        statistic(torch.arange(n)[None])[:, 0],
         color=colour,
         marker=MARKERS[order],
         linestyle=DASHES[order],
@@ -51,30 +50,36 @@ def _band(axis: Axes, values: Tensor, *, order: int, label: str) -> None:
     axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
+def _shares(axis: Axes, values: Tensor, *, order: int, label: str) -> None:
+    """Means over the rows of float64 `[stages, n]` by stage."""
+    stages, n = values.shape
+    _line(axis, range(stages), lambda rows: values[:, rows].mean(-1), n, order=order, label=label)
+
+
 def accuracy(study: Study) -> Figure:
     """Accuracy of trained networks by stage, a line an arm."""
-    fig, (axis,) = figures.panels(1, 1, width=figures.ONE_COLUMN * 1.3, height=2.3)
+    fig, (axis,) = figures.panels(1, 1, width=figures.ONE_COLUMN * 1.4, height=2.4)
     for order, rewind in enumerate(study.rewinds):
         label = f"rewound to epoch {rewind}"
-        _band(axis, study.right[rewind].double(), order=order, label=label)
+        _shares(axis, study.right[rewind].double(), order=order, label=label)
     _stage_axis(axis, study)
     axis.set_ylabel("accuracy")
-    axis.legend()
+    figures.legend(fig, axis)
     return fig
 
 
 def after_rewinding(study: Study) -> Figure:
     """Interpretable units without colour by stage: rewound and trained, rows of detectors."""
-    fig, axes = figures.panels(2, 2, height=1.9, sharex=True, sharey="row")
+    fig, axes = figures.panels(2, 2, height=2.0, sharex=True, sharey="row")
     cells = [(name, state) for name in DETECTORS for state in studies.STATES]
     for axis, (name, state) in zip(axes, cells, strict=True):
         for order, rewind in enumerate(study.rewinds):
             units = studies.shares_after_rewinding(study, state, rewind, name).double()
-            _band(axis, units, order=order, label=f"rewound to epoch {rewind}")
+            _shares(axis, units, order=order, label=f"rewound to epoch {rewind}")
         if name == DETECTORS[0]:
             axis.set_title("after rewinding" if state == "rewound" else "after training")
         if state == studies.STATES[0]:
-            axis.set_ylabel(f"{NAMES[name]}\nshare of units, not colour")
+            axis.set_ylabel(f"{NAMES[name]}\nshare of units")
         if name == DETECTORS[-1]:
             _stage_axis(axis, study)
     figures.legend(fig, axes[0])
@@ -83,34 +88,34 @@ def after_rewinding(study: Study) -> Figure:
 
 def controls(study: Study) -> Figure:
     """At the last stage, rewound to the start: the learned mask and what else has a mask."""
-    fig, axes = figures.panels(1, 2, height=2.3, sharey=True)
+    fig, axes = figures.panels(2, 2, height=1.9, sharex=True, sharey="row")
     start, concepts = study.rewinds[0], study.at.concepts
-    names = ("no mask", "learned", "random", "other")
-    words = ("no mask", "learned\nmask", "random\nmasks", "learned mask,\nother weights")
-    for axis, prefix, title in (
-        (axes[0], "", "batch norms as they are"),
-        (axes[1], "re-estimated ", "batch norms estimated again"),
-    ):
-        state = "re-estimated" if prefix else "rewound"
+    names = ("no mask", "learned\nmask", "random\nmasks", "learned mask,\nother weights")
+    columns = (("", "batch norms as they are"), ("re-estimated ", "batch norms estimated again"))
+    cells = itertools.product(studies.COUNTS.items(), columns)
+    for axis, ((words, counted), (prefix, title)) in zip(axes, cells, strict=True):
         for order, detector in enumerate(DETECTORS):
-            learned = studies.shares_after_rewinding(study, state, start, detector).double()
-            for x, name in enumerate(names):
-                if name in ("random", "other"):
-                    found = measures.counted(study.control(prefix + name, detector), concepts)
-                    values = found.double().mean(1)
-                else:
-                    values = learned[-1 if name == "learned" else 0].mean()[None]
-                axis.scatter(
-                    [x + 0.2 * (order - 0.5)] * len(values),
-                    values,
-                    color=ROLE[ROLES[order]],
-                    marker=MARKERS[order],
-                    s=22,
-                    label=NAMES[detector] if x == 0 else None,
-                )
-        axis.set(title=title, xticks=range(len(names)), xticklabels=words)
+            own = study.trace("re-estimated" if prefix else "rewound", start, detector)
+            learned = counted(own, concepts).double().mean(1)
+            drawn = [
+                counted(study.control(prefix + name, detector), concepts).double().mean(1)
+                for name in ("random", "other")
+            ]
+            groups = (learned[:1], learned[-1:], *drawn)
+            axis.scatter(
+                [x + 0.2 * (order - 0.5) for x, group in enumerate(groups) for _ in group],
+                torch.cat(groups),
+                color=ROLE[ROLES[order]],
+                marker=MARKERS[order],
+                s=18,
+                label=NAMES[detector],
+            )
+        axis.set(xticks=range(len(names)), xticklabels=names, xlim=(-0.5, len(names) - 0.4))
         axis.tick_params(axis="x", labelsize=6)
-    axes[0].set_ylabel("share of units, not colour")
+        if words == next(iter(studies.COUNTS)):
+            axis.set_title(title)
+        if not prefix:
+            axis.set_ylabel(f"share of units,\n{words}")
     figures.legend(fig, axes[0])
     return fig
 
@@ -120,16 +125,12 @@ def retention(study: Study) -> Figure:
     fig, axes = figures.panels(1, 2, height=2.3, sharey=True)
     for axis, state in zip(axes, ("trained", "rewound"), strict=True):
         for order, rewind in enumerate(study.rewinds):
-            values = studies.curve(study, rewind, state)
-            axis.plot(
-                PERCENTS,
-                values,
-                color=ROLE[ROLES[order]],
-                marker=MARKERS[order],
-                linestyle=DASHES[order],
-                label=f"rewound to epoch {rewind}",
-            )
-        axis.set(title=f"later stages {state}", xlabel="most interpretable units, %", ylim=(0, 1))
+            statistic, m = studies.curves(study, rewind, state)
+            label = f"rewound to epoch {rewind}"
+            _line(axis, PERCENTS, statistic, m, order=order, label=label)
+        axis.set(
+            title=f"later stages {state}", xlabel="most interpretable units, %", ylim=(-0.04, 1.04)
+        )
     axes[0].set_ylabel("share that keeps its word")
     figures.legend(fig, axes[0])
     return fig

@@ -6,8 +6,9 @@ stage of the arm that rewinds to the start: random masks with each layer's own s
 learned mask on another initialisation, no mask; and the same networks with the batch norms'
 statistics estimated again, since a mask changes the scale of what they normalise.
 
-Public names: `Study`, `fetch_study`, `claims_of`, `shares_after_rewinding`, `curve`, `area`,
-`stage_rows`, `retention_rows`.
+Public names: `Study`, `fetch_study`, `claims_of`, `COUNTS`, `shares_after_rewinding`, `trend`,
+`curve`, `curves`, `area`, `steepness`. Tables of a study are in `lottery_tables`, figures in
+`lottery_pictures`.
 
 Source: document 2, section 4.1; specification section 3.2.
 """
@@ -15,6 +16,7 @@ Source: document 2, section 4.1; specification section 3.2.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -22,10 +24,11 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from lib import cache, models, training
+from lib import bootstrap, cache, models, parallel, training
 from lib.data import scenes
 from lib.data.scenes import Labelled
 from lib.monitoring import cases, measures, statistics
+from lib.monitoring.activations import ConceptSet
 from lib.monitoring.calibration import Rule
 from lib.monitoring.cases import LAST, NETWORK, Setting, Task
 from lib.monitoring.measures import Measured
@@ -76,32 +79,34 @@ def fetch_study(
 ) -> Study:
     """Train (or fetch), prune and probe all arms of one seed.
 
+    Every network is trained by one thread, the arms side by side.
+
     Args:
         size: the notebook's sizes.
-        progress: wraps the range of arms.
+        progress: wraps the range of all arms' stages.
     """
     task, recipe = Task(size.task, size.n_train, seed), Recipe(**size.recipe)
     rewinds = tuple(size.rewinds)
     data = functools.cache(task.train_set)
-    first = cases.fetch_run(
-        task, recipe, (*rewinds, recipe.epochs), seed=seed, data=data, device=device
-    )
-    stages = {}
-    numbers = range(len(rewinds))
-    for k in progress(numbers) if progress else numbers:
-        train = _trainer(task, recipe, seed, rewinds[k], data, device)
-        stages[rewinds[k]] = list(
-            training.tickets(
-                NETWORK,
-                {"n_out": len(task.names)},
-                first,
-                recipe,
-                rewind=rewinds[k],
-                n_stages=size.n_stages,
-                amount=size.amount,
-                train=train,
-            )
+
+    def dense(epochs: Sequence[int]) -> Mapping[int, State]:
+        return cases.fetch_run(task, recipe, epochs, seed=seed, data=data, device=device)
+
+    (first,) = parallel.side_by_side(dense, [(*rewinds, recipe.epochs)])
+    chains = {
+        rewind: training.tickets(
+            NETWORK,
+            {"n_out": len(task.names)},
+            dict(first),
+            recipe,
+            rewind=rewind,
+            n_stages=size.n_stages,
+            amount=size.amount,
+            train=_trainer(task, recipe, seed, rewind, data, device),
         )
+        for rewind in rewinds
+    }
+    stages = training.tickets_together(chains, size.n_stages, progress=progress)
     test = task.test_set(size.n_test)
     right = {r: torch.stack([_right(task, s.trained, test) for s in stages[r]]) for r in rewinds}
     at = cases.setting(size.n_probe, seed, second=True)
@@ -213,6 +218,14 @@ def reestimated(
     return cache.fetch("batch-norms", config, build, code=code)
 
 
+def any_word(trace: Trace, concepts: ConceptSet) -> Tensor:
+    """Interpretable units, colours among their words, bool `[E, M]`."""
+    return trace.interpretable
+
+
+COUNTS = {"not a colour": measures.counted, "any word": any_word}
+
+
 def shares_after_rewinding(study: Study, state: str, rewind: int, detector: str = "clip") -> Tensor:
     """Interpretable units without a colour word, bool `[stages, M]`."""
     return measures.counted(study.trace(state, rewind, detector), study.at.concepts)
@@ -236,10 +249,10 @@ def curve(study: Study, rewind: int, state: str = "trained", detector: str = "cl
     return statistics.retention(trace.h[0, :, 0], statistics.retained(trace), PERCENTS)
 
 
-def area(
+def curves(
     study: Study, rewind: int, state: str = "trained", detector: str = "clip"
 ) -> tuple[Callable[[Tensor], Tensor], int]:
-    """Mean of R(x) for rows of units, and how many units there are.
+    """`curve` of rows of units `[b, M]` as `[10, b]`, and how many units there are.
 
     A unit drawn twice counts twice; its place among the best is that in the resample.
     """
@@ -251,9 +264,17 @@ def area(
     def statistic(rows: Tensor) -> Tensor:
         order = score[rows].sort(dim=1, descending=True, stable=True).indices
         running = kept[rows].gather(1, order).cumsum(1)
-        return (running[:, takes - 1] / takes).mean(1)
+        return (running[:, takes - 1] / takes).T
 
     return statistic, m
+
+
+def area(
+    study: Study, rewind: int, state: str = "trained", detector: str = "clip"
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """Mean of R(x) for rows of units `[b, M]`, `[b]`, and how many units there are."""
+    statistic, m = curves(study, rewind, state, detector)
+    return (lambda rows: statistic(rows).mean(0)), m
 
 
 def claims_of(studies: Sequence[Study], *, n_draws: int = 1000) -> dict[str, Measured]:
@@ -263,15 +284,35 @@ def claims_of(studies: Sequence[Study], *, n_draws: int = 1000) -> dict[str, Mea
         for name, pair in _claims_of_one(study, n_draws).items():
             each.setdefault(name, []).append(pair)
     found = {name: measures.over_seeds(pairs) for name, pairs in each.items()}
-    areas, accuracy = [], []
-    for study in studies:
-        for rewind in study.rewinds:
-            statistic, m = area(study, rewind)
-            areas.append(float(statistic(torch.arange(m)[None])[0]))
-            accuracy.append(float(study.right[rewind][-1].double().mean()))
-    together = measures.correlation(torch.tensor(areas)[:, None], torch.tensor(accuracy))
-    found["P2-41"] = (float(together), 0.0)
+    found["P2-41"] = together(studies, n_draws=n_draws)
     return found
+
+
+def together(studies: Sequence[Study], *, n_draws: int = 1000) -> Measured:
+    """Spearman of the area under retention and accuracy over arms and seeds; None if constant.
+
+    Half the 95% interval when units and test images are drawn anew: with three arms of one seed
+    only four values are possible, and two of the arms may lie closer than what was drawn.
+    """
+    arms = [(study, rewind) for study in studies for rewind in study.rewinds]
+    areas = [area(study, rewind) for study, rewind in arms]
+    right = torch.stack([study.right[rewind][-1] for study, rewind in arms]).double()
+
+    def both(units: Tensor, images: Tensor) -> Tensor:
+        kept = torch.stack([statistic(units) for statistic, _ in areas])
+        return measures.correlation(kept, right[:, images].mean(-1))
+
+    m, n = areas[0][1], right.shape[1]
+    generator = torch.Generator().manual_seed(measures.SEED)
+
+    def drawn(units: Tensor) -> Tensor:
+        return both(units, torch.randint(n, (len(units), n), generator=generator)).nan_to_num(0.0)
+
+    value = float(both(torch.arange(m)[None], torch.arange(n)[None])[0])
+    if math.isnan(value):
+        return None
+    low, high = bootstrap.interval(drawn, m, generator=generator, n_draws=n_draws)
+    return value, float(high - low) / 2
 
 
 def _claims_of_one(study: Study, n_draws: int) -> dict[str, Measured]:
@@ -333,64 +374,3 @@ def steepness(study: Study, rewind: int, *, n_draws: int = 1000) -> Measured:
         return kept[rows].mean(1) - kept[rows].gather(1, order).mean(1)
 
     return measures.measured(statistic, len(kept), n_draws=n_draws)
-
-
-def stage_rows(study: Study) -> list[dict[str, object]]:
-    """A row a stage: weights left, accuracy of each arm, interpretable units after rewinding."""
-    rows: list[dict[str, object]] = []
-    for k, left in enumerate(study.left):
-        row: dict[str, object] = {"stage": k, "weights left": left}
-        for r in study.rewinds:
-            row[f"accuracy, epoch {r}"] = float(study.right[r][k].double().mean())
-        for r in study.rewinds:
-            units = study.trace("rewound", r)
-            plain = int(shares_after_rewinding(study, "rewound", r)[k].sum())
-            row[f"units, epoch {r}"] = f"{plain} + {int(units.interpretable[k].sum()) - plain}"
-        rows.append(row)
-    return rows
-
-
-def control_rows(study: Study) -> list[dict[str, object]]:
-    """Interpretable units at the last stage rewound to the start, and of what else has a mask."""
-    rows: list[dict[str, object]] = []
-    start, concepts = study.rewinds[0], study.at.concepts
-    for prefix, words in (("", "as it is"), ("re-estimated ", "batch norms estimated again")):
-        row: dict[str, object] = {"batch norms": words}
-        name = "re-estimated" if prefix else "rewound"
-        for detector in DETECTORS:
-            learned = shares_after_rewinding(study, name, start, detector).sum(1)
-            row[f"{detector}: no mask"] = int(learned[0])
-            row["learned" if detector == "clip" else "learned (oracle)"] = int(learned[-1])
-            for control in ("random", "other"):
-                found = measures.counted(study.control(prefix + control, detector), concepts)
-                counts = found.sum(1).double()
-                key = f"{detector}: {'random masks' if control == 'random' else 'other weights'}"
-                row[key] = (float(counts.mean()), float(counts.std()))
-        rows.append(row)
-    return rows
-
-
-def retention_rows(study: Study) -> list[dict[str, object]]:
-    """Area under retention by arm, state and what counts as kept."""
-    rows: list[dict[str, object]] = []
-    for rewind in study.rewinds:
-        row: dict[str, object] = {"rewound to epoch": rewind}
-        for state in ("trained", "rewound"):
-            statistic, m = area(study, rewind, state)
-            row[f"area, {state}"] = float(statistic(torch.arange(m)[None])[0])
-        trace = study.trace("trained", rewind)
-        space, concepts = study.at.space, study.at.concepts
-        row["same word at the last stage"] = _share(statistics.retained(trace, when="last"))
-        row["same category throughout"] = _share(
-            statistics.retained(trace, by="category", concepts=concepts)
-        )
-        row["cosine above .9 throughout"] = _share(
-            statistics.retained(trace, by="cosine", space=space)
-        )
-        row["accuracy at the last stage"] = float(study.right[rewind][-1].double().mean())
-        rows.append(row)
-    return rows
-
-
-def _share(kept: Tensor) -> float:
-    return float(kept.double().mean())

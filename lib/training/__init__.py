@@ -13,6 +13,7 @@ from lib.training.checkpoints import (
     fetch_checkpoints,
     network_of,
     tickets,
+    tickets_together,
     train_checkpointed,
     with_new_head,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "network_of",
     "predict",
     "tickets",
+    "tickets_together",
     "train",
     "train_checkpointed",
     "train_stacked",

@@ -9,20 +9,21 @@ adversarially robust one (each batch is attacked first), so the paradigms differ
 magnitude pruning; `with_new_head` starts fine-tuning.
 
 Public names: `Checkpoints`, `train_checkpointed`, `fetch_checkpoints`, `network_of`, `Stage`,
-`tickets`, `with_new_head`.
+`tickets`, `tickets_together`, `with_new_head`.
 
 Source: specification of document 2, section 3.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lib import cache, models
+from lib import cache, models, parallel
 from lib.training.adversarial import Attack, attacked
 from lib.training.loop import (
     LOSSES,
@@ -251,6 +252,37 @@ def tickets(
         rewound = masked(first[rewind], masks)
         stage = Stage(number, masks, rewound, train(rewound, masks, number))
         yield stage
+
+
+def tickets_together(
+    arms: Mapping[int, Iterator[Stage]], n_stages: int, *, progress: Progress | None = None
+) -> dict[int, list[Stage]]:
+    """All stages of several arms, as many trainings at a time as torch may use threads.
+
+    A stage waits for the one before it of its own arm alone, so that three arms keep two
+    processors busy to the last stage. Each training computes with one thread: its weights do not
+    depend on how many run beside it.
+
+    Args:
+        arms: epoch rewound to -> its stages not yet computed, as `tickets` gives them.
+        n_stages: of each arm.
+        progress: wraps the range of all stages.
+
+    Returns:
+        Epoch rewound to -> its stages.
+    """
+    found: dict[int, list[Stage]] = {rewind: [] for rewind in arms}
+    turns = list(arms) * n_stages  # all first stages, all second ones, ...
+    locks = {rewind: threading.Lock() for rewind in arms}
+
+    def advance(rewind: int) -> None:
+        with locks[rewind]:
+            found[rewind].append(next(arms[rewind]))
+
+    bar = progress(range(len(turns))) if progress else range(len(turns))
+    for _ in zip(bar, parallel.side_by_side(advance, turns), strict=True):
+        pass
+    return found
 
 
 def with_new_head(

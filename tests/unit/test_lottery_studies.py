@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lib.monitoring import lottery_studies as studies
+from lib.monitoring import lottery_tables as tables
 from lib.monitoring.lottery_studies import Study
 from lib.monitoring.record import Record, Trace
 from tests.planted_traces import SPACE, trace
@@ -77,6 +79,22 @@ def test_claims_are_what_was_planted():
     assert all(spread >= 0 for _, spread in found.values())
 
 
+def test_arms_whose_order_depends_on_the_images_drawn_have_a_wide_interval():
+    study, k = planted(), torch.arange(100)
+    close = {0: (k < 80)[None], 1: (k >= 18)[None], 2: (k >= 19)[None]}
+    value, spread = studies.together([replace(study, right=close)], n_draws=200)
+    assert value == 0.5
+    assert spread >= 0.5
+    nested = studies.together([study], n_draws=200)  # .9 > .85 > .8 in nearly every resample
+    assert nested == (0.5, pytest.approx(0.0, abs=0.25))
+
+
+def test_nothing_goes_together_where_all_arms_are_alike():
+    study = planted()
+    alike = replace(study, right=dict.fromkeys(study.rewinds, study.right[0]))
+    assert studies.together([alike], n_draws=10) is None
+
+
 def _area(kept: Sequence[float]) -> float:
     takes = [-(-x * M // 100) for x in studies.PERCENTS]
     return sum(sum(kept[:take]) / take for take in takes) / len(takes)
@@ -92,6 +110,9 @@ def test_retention_starts_at_the_most_interpretable_units():
     assert float(statistic(torch.arange(m)[None])[0]) == pytest.approx(
         float(studies.curve(study, 0).mean())
     )
+    statistic, m = studies.curves(study, 2)
+    whole = statistic(torch.arange(m)[None])
+    assert whole[:, 0].tolist() == pytest.approx(studies.curve(study, 2).tolist())
 
 
 def test_a_unit_counts_as_often_as_it_is_drawn():
@@ -109,13 +130,31 @@ def test_arms_rewind_and_train_and_keep_the_dense_network_first():
     assert found["kept 5"] == {0: {"to": 0}, 1: {"at": 1}, 2: {"at": 2}}
 
 
+def test_controls_are_counted_with_and_without_colours():
+    study = planted()
+    both = [replace(t, detector="oracle") for t in study.record.traces]
+    found = replace(study.record, traces=(*study.record.traces, *both))
+    again = [
+        replace(t, arm=f"re-estimated {t.arm}")
+        for t in found.traces
+        if t.arm in ("random", "other")
+    ]
+    found = replace(found, traces=(*found.traces, *again))
+    rows = tables.control_rows(replace(study, record=found))
+    assert len(rows) == 8  # two ways of batch norms, two detectors, with and without colours
+    first, second = rows[:2]
+    assert (first["no mask"], first["learned mask"]) == (2, 12)
+    assert first["random masks"] == (5.0, pytest.approx(2**0.5))
+    assert second["learned mask"] == M
+
+
 def test_tables_have_a_row_a_stage_and_an_arm():
     study = planted()
-    rows = studies.stage_rows(study)
+    rows = tables.stage_rows(study)
     assert [row["weights left"] for row in rows] == [1.0, 0.6, 0.36, 0.216]
     assert rows[3]["units, epoch 0"] == "12 + 8"
     assert [row["same word at the last stage"] for row in _clip_rows(study)] == [0.5, 1.0, 0.5]
 
 
 def _clip_rows(study: Study) -> list[dict[str, object]]:
-    return studies.retention_rows(study)
+    return tables.retention_rows(study)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.testing import assert_close
 
 from lib import models, training
 from lib.training import Recipe, pruning
+from lib.training.checkpoints import Checkpoints, Stage
 
 SPEC = {"n_out": 3}
 RECIPE = Recipe(2, 8, 0.05, weight_decay=1e-3, schedule="constant")
@@ -146,12 +149,14 @@ def test_batch_norms_are_estimated_as_means_over_batches_and_nothing_else_change
     assert model[1].momentum == 0.1
 
 
-def test_a_chain_of_tickets_rewinds_every_stage_to_the_same_epoch():
+def dense() -> Checkpoints:
     x, y = data()
     generator = torch.Generator().manual_seed(1)
-    first = training.train_checkpointed(
-        network(), x, y, RECIPE, keep=[0, 1, 2], generator=generator
-    )
+    return training.train_checkpointed(network(), x, y, RECIPE, keep=[0, 1, 2], generator=generator)
+
+
+def chain(first: Checkpoints, rewind: int, n_stages: int) -> Iterator[Stage]:
+    x, y = data()
 
     def train(start: pruning.State, masks: pruning.Masks, stage: int) -> pruning.State:
         model = training.network_of("scene_resnet", SPEC, start)
@@ -160,18 +165,21 @@ def test_a_chain_of_tickets_rewinds_every_stage_to_the_same_epoch():
             model, x, y, RECIPE, keep=[2], masks=masks, generator=generator
         )[2]
 
-    stages = list(
-        training.tickets(
-            "scene_resnet",
-            SPEC,
-            first,
-            RECIPE,
-            rewind=1,
-            n_stages=4,
-            amount=0.4,
-            train=train,
-        )
+    return training.tickets(
+        "scene_resnet",
+        SPEC,
+        first,
+        RECIPE,
+        rewind=rewind,
+        n_stages=n_stages,
+        amount=0.4,
+        train=train,
     )
+
+
+def test_a_chain_of_tickets_rewinds_every_stage_to_the_same_epoch():
+    first = dense()
+    stages = list(chain(first, 1, 4))
     assert [stage.number for stage in stages] == [0, 1, 2, 3]
     shares = [pruning.share_left(stage.masks) for stage in stages]
     assert shares == pytest.approx([1.0, 0.6, 0.36, 0.216], abs=1e-4)
@@ -180,6 +188,35 @@ def test_a_chain_of_tickets_rewinds_every_stage_to_the_same_epoch():
             kept = stage.masks.get(name, torch.ones_like(value, dtype=torch.bool))
             assert torch.equal(value[kept], first[1][name][kept])
             assert (stage.trained[name][~kept] == 0).all()
+
+
+def test_arms_side_by_side_have_the_weights_of_one_at_a_time():
+    first, n_threads = dense(), torch.get_num_threads()
+    runs = []
+    for n in (1, 3):
+        arms = {rewind: chain(first, rewind, 3) for rewind in (0, 1)}
+        torch.set_num_threads(n)
+        try:
+            runs.append(training.tickets_together(arms, 3))
+        finally:
+            torch.set_num_threads(n_threads)
+    for rewind in (0, 1):
+        alone, beside = (run[rewind] for run in runs)
+        assert [stage.number for stage in alone] == [stage.number for stage in beside] == [0, 1, 2]
+        for a, b in zip(alone, beside, strict=True):
+            assert all(torch.equal(b.trained[name], value) for name, value in a.trained.items())
+    last = [alone.trained["fc.weight"] for alone in (runs[0][0][-1], runs[0][1][-1])]
+    assert not torch.equal(*last)
+
+
+def test_an_arm_that_fails_ends_the_others():
+    def failing() -> Iterator[Stage]:
+        yield next(chain(first, 0, 1))
+        raise RuntimeError("no more")
+
+    first = dense()
+    with pytest.raises(RuntimeError, match="no more"):
+        training.tickets_together({0: failing(), 1: chain(first, 1, 3)}, 3)
 
 
 def test_a_new_head_leaves_every_other_layer():
