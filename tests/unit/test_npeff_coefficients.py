@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lib.npeff import nonnegative, store
 from lib.npeff.coefficients import expand, fit_coefficients, fit_multiplicative
-from lib.npeff.decomposition import Decomposition
+from lib.npeff.decomposition import Decomposition, explained
 from lib.npeff.diagonal import decompose_diagonal
 from lib.npeff.factorise import decompose
 
@@ -68,6 +68,7 @@ def test_exact_mixtures_give_their_coefficients_back():
     fishers, w = mixtures(100, g, 1)
     found = fit_coefficients(frozen(g, fishers), fishers)
     torch.testing.assert_close(found, w, rtol=1e-6, atol=1e-9)
+    assert 1 - explained(expand(frozen(g, fishers), fishers, 0, seed=0)) < 1e-6
     slow = fit_multiplicative(frozen(g, fishers), fishers, seed=0, tol=1e-7, max_steps=5000)
     torch.testing.assert_close(slow, w, rtol=1e-3, atol=1e-3)
 
