@@ -2,9 +2,10 @@
 
 Every method proposes changes of the parameters: components and random directions at several sizes,
 downhill by the loss; steps down the gradient at the same sizes; fine-tuning of a few rates and
-lengths, the whole way that it moves the parameters or a part of it. Of each method's proposals the one that mends most counter-examples of the selection set,
-and loses at most `allowed` of its other examples, is counted on the test set. Fine-tuning fits what
-it is trained on, so it is trained on two thirds of the selection set and chosen on the rest.
+lengths, the whole way that it moves the parameters or a part of it. Of each method's proposals the
+one that mends most counter-examples of the selection set, and loses at most `allowed` of its other
+examples, is counted on the test set. Fine-tuning fits what it is trained on, so it is trained on
+two thirds of the selection set and chosen on the rest.
 
 Public names: `repair_within`, `Outcome`, `METHODS`, `ALLOWED`, `SIZES`,
 `RECIPES`, `PARTS`.
