@@ -52,6 +52,14 @@ def test_the_solver_agrees_with_a_loop_of_scipy(r: int, alike: float):
     torch.testing.assert_close(found, torch.tensor(np.stack(expected)), rtol=1e-8, atol=1e-9)
 
 
+def test_batches_of_systems_change_nothing(monkeypatch):
+    g = components(r=6)
+    b = torch.randn(500, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = nonnegative.solve(g @ g.T, b)
+    monkeypatch.setattr(nonnegative, "BATCH_NUMBERS", 1)  # 64 rows at a time
+    assert torch.equal(nonnegative.solve(g @ g.T, b), whole)
+
+
 def test_components_that_are_zero_or_twice_there_do_no_harm():
     q = torch.eye(4, dtype=torch.float64)
     q[3, 3] = 0
