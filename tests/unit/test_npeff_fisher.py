@@ -315,7 +315,7 @@ def test_normalised_dense_fishers_have_norm_one() -> None:
         torch.testing.assert_close(store.sparse_norms(found), torch.ones(6).double())
         assert store.energy(found) == pytest.approx(6)
         sparse = store.normalise(fisher.per_example_fishers(model, x, kind=kind, k=20))
-        assert store.energy(sparse) < 6
+        assert store.energy(sparse) < 0.99 * 6  # not by round-off
 
 
 def test_a_folder_gives_back_what_was_written(tmp_path) -> None:
