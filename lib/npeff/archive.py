@@ -2,7 +2,10 @@
 
 `fetch_fishers` makes the PEFs of `part` examples at a time, one cache entry each, so that a killed
 run goes on where it was. `write` streams any number of such parts into plain array files below a
-folder, and `read` maps them: a decomposition then reads what it needs from the disk.
+folder, and `read` maps them: `store.take` then reads the examples that are asked for and no others.
+A factorisation does hold the entries of its PEFs in memory, by row and by column (16 bytes each).
+
+Public names: `fetch_fishers`, `fetch_parts`, `write`, `read`.
 
 Source: specification 9, memory-map long runs and make writing resumable.
 """
@@ -104,6 +107,9 @@ def fetch_fishers(
 
 def write(folder: Path, parts: Iterator[Fishers]) -> None:
     """Stream PEFs, one part in memory at a time, into array files below a folder.
+
+    Public for sets that memory cannot hold, the notebooks' are smaller: 50,000 examples of 65,536
+    entries, the document's, are 39 GB. ``write(folder, fetch_parts(model, x, k=65536))``.
 
     Raises:
         ValueError: no parts, parts of different kinds or columns, or a folder that holds PEFs.

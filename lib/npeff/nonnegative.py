@@ -3,7 +3,7 @@
 Minimises ``w^T Q w - 2 b^T w`` over ``w >= 0`` for every row b of a matrix, exactly: a few sweeps
 of coordinate descent over all rows guess which entries are zero, then rows solve for the others
 and exchange what is wrong until the conditions of optimality hold (block principal pivoting).
-Rows are worked on together, in batches of like numbers of entries that are not zero.
+Rows are worked on together, in batches of equal numbers of entries that are not zero.
 
 Public names: `solve`, `multiplicative`, `sweep`.
 
@@ -138,27 +138,18 @@ def sweep(q: Tensor, b: Tensor, w: Tensor, n_sweeps: int) -> Tensor:
 def _solve_passive(q: Tensor, b: Tensor, passive: Tensor) -> Tensor:
     """Unconstrained minimisers over each row's own set of entries; zero elsewhere."""
     w, flat = torch.zeros_like(b), q.flatten()
-    counts = passive.sum(1)
-    order = counts.argsort()
-    start, batch = int((counts == 0).sum()), max(64, BATCH_NUMBERS // len(q) ** 2)
-    while start < len(b):
-        # rows in ascending order of entries: a batch is as wide as its last row
-        rows = order[start : start + batch]
-        width = int(counts[rows[-1]])
-        chosen = (~passive[rows]).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
-        valid = torch.arange(width, device=b.device) < counts[rows][:, None]
-        at = (chosen[:, :, None] * len(q) + chosen[:, None, :]).flatten()
-        systems = flat.index_select(0, at).view(len(rows), width, width)
-        mask = valid.to(q.dtype)
-        systems *= mask[:, :, None]
-        systems *= mask[:, None, :]
-        systems.diagonal(dim1=1, dim2=2).fill_(1)
-        right = b[rows].gather(1, chosen) * valid
-        factor, failed = torch.linalg.cholesky_ex(systems)
-        if bool(failed.any()):
-            systems[failed > 0] += RIDGE * torch.eye(width, dtype=q.dtype, device=q.device)
-            factor = torch.linalg.cholesky(systems)
-        found = torch.cholesky_solve(right[..., None], factor)[..., 0]
-        w[rows] = w[rows].scatter(1, chosen, found * valid)
-        start += len(rows)
+    counts, order = passive.sum(1).sort()
+    widths, lengths = counts.unique_consecutive(return_counts=True)
+    for width, like in zip(widths.tolist(), order.split(lengths.tolist()), strict=True):
+        # rows of equally many entries go together: no system is padded
+        for rows in like.split(max(64, BATCH_NUMBERS // max(1, width) ** 2)) if width else ():
+            chosen = passive[rows].nonzero()[:, 1].view(-1, width)
+            at = chosen[:, :, None] * len(q) + chosen[:, None, :]
+            systems = flat.index_select(0, at.flatten()).view(at.shape)
+            factor, failed = torch.linalg.cholesky_ex(systems)
+            if bool(failed.any()):
+                systems[failed > 0] += RIDGE * torch.eye(width, dtype=q.dtype, device=q.device)
+                factor = torch.linalg.cholesky(systems)
+            right = b[rows].gather(1, chosen)[..., None]
+            w[rows[:, None], chosen] = torch.cholesky_solve(right, factor)[..., 0]
     return w

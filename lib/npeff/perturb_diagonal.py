@@ -88,7 +88,8 @@ def sampled_fisher(
 ) -> Tensor:
     """An unbiased estimate of `dataset_fisher` from one pass: a label drawn for each example.
 
-    Labels are drawn from the model's own predictions.
+    Labels are drawn from the model's own predictions. Public for networks of many classes: one pass
+    in place of C, and what `measure_diagonal` takes either way.
     """
     names = _in_flat_order(model, parameters)
     log_p = log_probabilities(model, data[0], torch.arange(len(data[0])))

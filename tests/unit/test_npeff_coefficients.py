@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lib.npeff import nonnegative, store
 from lib.npeff.coefficients import expand, fit_coefficients, fit_multiplicative
-from lib.npeff.decomposition import Decomposition
+from lib.npeff.decomposition import Decomposition, explained
 from lib.npeff.diagonal import decompose_diagonal
 from lib.npeff.factorise import decompose
 
@@ -52,6 +52,14 @@ def test_the_solver_agrees_with_a_loop_of_scipy(r: int, alike: float):
     torch.testing.assert_close(found, torch.tensor(np.stack(expected)), rtol=1e-8, atol=1e-9)
 
 
+def test_batches_of_systems_change_nothing(monkeypatch):
+    g = components(r=6)
+    b = torch.randn(500, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = nonnegative.solve(g @ g.T, b)
+    monkeypatch.setattr(nonnegative, "BATCH_NUMBERS", 1)  # 64 rows at a time
+    assert torch.equal(nonnegative.solve(g @ g.T, b), whole)
+
+
 def test_components_that_are_zero_or_twice_there_do_no_harm():
     q = torch.eye(4, dtype=torch.float64)
     q[3, 3] = 0
@@ -68,6 +76,7 @@ def test_exact_mixtures_give_their_coefficients_back():
     fishers, w = mixtures(100, g, 1)
     found = fit_coefficients(frozen(g, fishers), fishers)
     torch.testing.assert_close(found, w, rtol=1e-6, atol=1e-9)
+    assert 1 - explained(expand(frozen(g, fishers), fishers, 0, seed=0)) < 1e-6
     slow = fit_multiplicative(frozen(g, fishers), fishers, seed=0, tol=1e-7, max_steps=5000)
     torch.testing.assert_close(slow, w, rtol=1e-3, atol=1e-3)
 

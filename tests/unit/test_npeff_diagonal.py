@@ -54,6 +54,24 @@ def test_the_published_rule_is_that_of_scikit_learn():
         assert np.abs(a.numpy() - b).max() < 1e-3 * b.max()
 
 
+def test_random_starts_end_where_those_of_scikit_learn_do():
+    """To one in a hundred: local optima of one problem, from two starts each (check 10)."""
+    from sklearn.decomposition import NMF
+
+    fishers = sparse()
+    x = fishers.matrix().to_dense().numpy()
+    ours = [
+        decompose_diagonal(fishers, 16, seed=seed, step="mu", steps=500).loss ** 0.5
+        for seed in (0, 1)
+    ]
+    for seed in (0, 1):
+        fit = NMF(16, solver="mu", init="random", random_state=seed, tol=0, max_iter=500)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit.fit(x)
+        assert ours == pytest.approx([fit.reconstruction_err_] * 2, rel=0.01)
+
+
 def test_coordinate_descent_is_no_worse_than_that_of_scikit_learn_and_never_rises():
     fishers = sparse()
     x = fishers.matrix().to_dense()

@@ -200,7 +200,7 @@ def test_normalised_whole_pefs_have_energy_n():
     assert decompose(random_fishers(n=30), 2, seed=0, steps=1).energy == pytest.approx(30)
     rows = torch.randn(30, 3, 11, generator=torch.Generator().manual_seed(0))
     sparse = store.normalise(store.from_dense(rows, k=8))
-    assert decompose(sparse, 2, seed=0, steps=1).energy < 30
+    assert decompose(sparse, 2, seed=0, steps=1).energy < 0.99 * 30  # not by round-off
 
 
 def test_the_same_seed_gives_the_same_bytes_and_restarts_keep_the_best():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lib import models
 from lib.gradients.flat import flatten, select, unflatten
 from lib.npeff import archive, fisher, store, terms
+from lib.npeff.factorise import decompose
 
 KINDS = (store.LOW_RANK, store.DIAGONAL)
 
@@ -241,6 +242,21 @@ def test_dropped_classes_leave_the_other_terms_as_they_are() -> None:
     assert torch.equal(torch.bincount(ragged.example), keep.sum(1))
 
 
+def test_equal_ranks_by_the_way_of_variable_ones_are_factorised_alike() -> None:
+    """A threshold that drops no class: the same rows, those of an example in another order."""
+    model, x = network(), inputs(40)
+    fixed, variable = all_of(model, x), all_of(model, x, eps=1e-12)
+    assert torch.equal(fixed.example, variable.example)
+    assert not torch.equal(fixed.values, variable.values)
+    a, b = (
+        decompose(store.normalise(made), 4, seed=0, component_steps=5, steps=20)
+        for made in (fixed, variable)
+    )
+    for name in ("coefficients", "components", "losses"):
+        one, other = getattr(a, name), getattr(b, name)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(one.abs().max()))
+
+
 def test_sampled_classes_estimate_the_fisher_without_bias() -> None:
     """Mean of many draws against the exact diagonal, within five standard errors."""
     model, x = network(), inputs(1).repeat(4000, 1)
@@ -299,7 +315,7 @@ def test_normalised_dense_fishers_have_norm_one() -> None:
         torch.testing.assert_close(store.sparse_norms(found), torch.ones(6).double())
         assert store.energy(found) == pytest.approx(6)
         sparse = store.normalise(fisher.per_example_fishers(model, x, kind=kind, k=20))
-        assert store.energy(sparse) < 6
+        assert store.energy(sparse) < 0.99 * 6  # not by round-off
 
 
 def test_a_folder_gives_back_what_was_written(tmp_path) -> None:
