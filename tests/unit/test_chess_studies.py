@@ -126,6 +126,9 @@ def test_the_whole_experiment_gives_every_claim_its_number(
     assert set(by_name) >= {"relaxed, bop", "relaxed, ste", "beam", "greedy", "random edits"}
     for name, o in by_name.items():
         assert "relaxed" in name or moves.is_legal(o.after).all()
+        assert o.legal.tolist() == moves.is_legal(o.after).tolist(), name  # never P alone
+        assert o.truth.shape == o.logit.shape == (4,), name
+        assert not (o.truth & ~o.legal).any(), name
     swept = studies.sweep(bed, reader, few[:2], (0.0, 1.0), 8)
     checked = studies.checker_faults(bed, 30, seed=0)
     assert [x["boards"] for x in checked[:2]] == ["legal", "illegal"]

@@ -72,7 +72,13 @@ class Bed:
         return next(iter(self.checkpoints.values()))
 
     def sample(self, concept: str, n: int, *, seed: int, matched: bool = True) -> Sample:
-        """Balanced positions of one concept, see `detection.sample`."""
+        """Balanced positions of one concept, see `detection.sample`.
+
+        Raises:
+            ValueError: a concept that there is not, or that no position shows.
+        """
+        if concept not in CONCEPTS:
+            raise ValueError(f"concepts are {', '.join(CONCEPTS)}; got {concept!r}")
         return sample(self.positions, CONCEPTS[concept], n, seed=seed, matched=matched)
 
 
