@@ -98,9 +98,22 @@ def test_a_concept_of_the_small_game_is_refused_on_the_large_board() -> None:
 
 def test_an_unknown_concept_lists_those_there_are() -> None:
     played, blank = positions.play_games(50, seed=0), networks.Tower(4, 1, policy=False)
-    bed = studies.Bed("own", played, played, {"random": blank}, checker(), "test")
+    bed = studies.Bed("own", played, played, {"random": blank}, None, "test", ("stem",))
     with pytest.raises(ValueError, match=r"concepts are threat_my_queen, .*; got 'fork'"):
         bed.sample("fork", 20, seed=0)
+
+
+def test_the_authors_procedure_without_a_checker_is_refused() -> None:
+    played, blank = positions.play_games(50, seed=0), networks.Tower(4, 1, policy=False)
+    bed = studies.Bed("maia", played, played, {"random": blank}, None, "test", ("stem",))
+    for run in (
+        lambda: studies.relaxed(
+            bed, planted(4), played.boards[:1], 0.9, kind="bop", steps=1, legality=1.0
+        ),
+        lambda: studies.checker_faults(bed, 3, seed=0),
+    ):
+        with pytest.raises(ValueError, match="the networks maia have no legality checker"):
+            run()
 
 
 def test_an_unreachable_target_is_refused_or_reported() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lib import claims
-from lib.backprop.chess import boards, moves, pictures, planes, studies, verdicts
+from lib.backprop.chess import boards, layer_maps, moves, pictures, planes, studies, verdicts
 from lib.backprop.chess.boards import Boards
 from lib.backprop.chess.detection import Guard, detect
 from lib.backprop.chess.reading import Reader
@@ -115,7 +115,7 @@ def test_the_whole_experiment_gives_every_claim_its_number(
     bed: studies.Bed, reader: Reader
 ) -> None:
     names = ("threat_opp_queen", "threat_my_queen", "random")
-    maps = studies.detection_maps(bed, names, 200, seed=0)
+    maps = layer_maps.detection_maps(bed, names, 200, seed=0)
     assert maps["threat_opp_queen"].score.shape == (2, 8)
     assert maps["random"].score.shape == (1, 8)
     data = bed.sample(studies.CONCEPT, 300, seed=0)

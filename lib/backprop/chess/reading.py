@@ -1,6 +1,6 @@
 """What a frozen network's probes say of boards, and which way they would like them changed.
 
-Public names: `Reader`, `features`, `require_slope`.
+Public names: `Reader`, `features`, `features_by_layer`, `require_slope`.
 """
 
 from __future__ import annotations
@@ -102,5 +102,13 @@ def features(
     network: nn.Module, boards: Boards, layer: str, encode: Encode = published_planes
 ) -> Tensor:
     """Activations of one layer, square by square, `[n, channels * squares]`."""
+    return features_by_layer(network, boards, [layer], encode)[layer]
+
+
+def features_by_layer(
+    network: nn.Module, boards: Boards, layers: Sequence[str], encode: Encode = published_planes
+) -> dict[str, Tensor]:
+    """`features` of several layers from one pass."""
     x = encode(mover_planes(boards), torch.from_numpy(boards.white.copy()))
-    return activations(network, x, [layer], pool=False)[layer].flatten(1)
+    found = activations(network, x, layers, pool=False)
+    return {layer: z.flatten(1) for layer, z in found.items()}
