@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import chess
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from lib import config
 from lib.backprop.chess import concepts, large_board, layer_maps, moves, pictures, search, studies
 from lib.backprop.chess.boards import from_chess, to_chess
 from lib.backprop.chess.detection import Guard
-from lib.backprop.chess.reading import Reader
+from lib.backprop.chess.reading import Reader, features_by_layer
 from lib.data import chess as stored
 from lib.data.base import MissingData
 from lib.probes import Probe
@@ -103,10 +102,9 @@ def test_real_games_and_maia_make_a_bed() -> None:
     assert list(bed.checkpoints) == ["random", "rating 1500"]
     assert moves.is_legal(bed.positions.boards).all()
     assert "Carlsen and Anand" in bed.source
-    z = bed.sample("random", 40, seed=0, matched=False)
-    assert np.isfinite(
-        layer_maps.features_by_layer(bed.network, z.boards, LAYERS, bed.encode)["stem"]
-    ).all()
+    some = bed.sample("random", 40, seed=0, matched=False).boards
+    found = features_by_layer(bed.network, some, LAYERS, bed.encode)
+    assert all(z.shape == (40, 64 * 64) and z.isfinite().all() for z in found.values())
 
 
 def test_a_board_that_the_rules_deny_exploits_its_probe() -> None:
