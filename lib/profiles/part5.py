@@ -196,7 +196,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "layers": ("stem", "blocks.block1.first", "blocks.block2.second"),
                 "n_edited": 2500,
             },
-            "mined": {"n_mined": 20, "rounds": 2},
+            "mined": {"n_mined": 12, "rounds": 2},
             "n_boards": 30,
             "n_relaxed": 20,
             "bop_steps": 1000,

@@ -215,7 +215,7 @@ def searched(probe: Reader, boards: Boards, variant: str, tau: float, *, seed: i
 
 
 def answers(
-    bed: Bed, readers: Mapping[str, Reader], n: int, taus: Sequence[float] = (TAU, 0.99)
+    bed: Bed, readers: Mapping[str, Reader], n: int, taus: Sequence[float]
 ) -> dict[tuple[str, float], Outcome]:
     """The beam with each reader at each tau, on n boards that this reader reads low."""
     return {
