@@ -88,7 +88,7 @@ def board_svg(
     """
     planes, side = mover_planes(board)[0], board.side
     changed = (planes != mover_planes(before)[0]).any(0)
-    size, wide = side * CELL, side * CELL + (5 * CELL if lines else 0)
+    size, wide = side * CELL, side * CELL + (6 * CELL if lines else 0)
     parts = []
     for rank in range(side):
         for file in range(side):
