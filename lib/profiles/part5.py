@@ -196,6 +196,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "layers": ("stem", "blocks.block1.first", "blocks.block2.second"),
                 "n_edited": 2500,
             },
+            "mined": {"n_mined": 12, "rounds": 2},
             "n_boards": 30,
             "n_relaxed": 20,
             "bop_steps": 1000,
@@ -204,6 +205,22 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_sweep": 12,
             "sweep_steps": 300,
             "n_faults": 300,
+            "large": {
+                "bed": {
+                    "n_games": 200,
+                    "ratings": (),
+                    "layers": ("stem", "blocks.block1.first", "blocks.block6.first", "policy1"),
+                    "width": 16,
+                },
+                "concepts": ("threat_opp_queen", "threat_my_queen", "in_check", "random"),
+                "n_detect": 1000,
+                "n_probe": 1500,
+                "guards": {
+                    "raw": {"layers": ("blocks.block1.first",)},
+                    "guarded": {"layers": ("stem", "blocks.block1.first"), "n_edited": 1000},
+                },
+                "n_boards": 8,
+            },
         },
         "full": {
             "network": "official",
@@ -227,6 +244,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "layers": ("stem", "blocks.block1.first", "blocks.block2.first"),
                 "n_edited": 5000,
             },
+            "mined": {"n_mined": 60, "rounds": 3},
             "n_boards": 100,
             "n_relaxed": 20,
             "bop_steps": 1000,
@@ -235,6 +253,35 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_sweep": 10,
             "sweep_steps": 300,
             "n_faults": 500,
+            "large": {
+                "bed": {
+                    "n_games": 1500,
+                    "ratings": (1100, 1500, 1900),
+                    "layers": (
+                        "stem",
+                        *(f"blocks.block{k}.first" for k in range(1, 7)),
+                        "policy1",
+                    ),
+                    "width": 64,
+                },
+                "concepts": (
+                    "threat_opp_queen",
+                    "threat_my_queen",
+                    "in_check",
+                    "material_advantage",
+                    "random",
+                ),
+                "n_detect": 3000,
+                "n_probe": 4000,
+                "guards": {
+                    "raw": {"layers": ("blocks.block3.first",)},
+                    "guarded": {
+                        "layers": ("stem", "blocks.block1.first", "blocks.block3.first"),
+                        "n_edited": 3000,
+                    },
+                },
+                "n_boards": 30,
+            },
         },
     },
 }

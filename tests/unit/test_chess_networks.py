@@ -189,6 +189,20 @@ def test_the_official_checker_accepts_what_is_illegal(played: positions.Position
 
 
 @needs_data
+def test_the_official_checker_gives_the_stored_output() -> None:
+    """Specification 1.4, 5.3: a cross-entropy of .689 to "legal", that is P(illegal) = .498.
+
+    The authors draw row 0 of their array at the bottom of the board, so the position as it was
+    read off their picture has its ranks in the opposite order to what the network was given.
+    """
+    checker = networks.official_checker(stored.load_checker())
+    b = boards.from_chess([chess.Board("8/8/1K2NR2/R1P2P2/P1p5/Pp1PQ3/2Nk4/r3Q3 w - - 0 1")], 6)
+    given = planes.published_pieces(planes.mover_planes(b), torch.ones(1, dtype=torch.bool)).flip(2)
+    with torch.no_grad():
+        assert F.softplus(checker(given)).item() == pytest.approx(0.689, abs=5e-4)
+
+
+@needs_data
 def test_maia_opens_with_the_kings_pawn() -> None:
     network = maia.load(config.data_root(), rating=1500)
     start = chess.Board()

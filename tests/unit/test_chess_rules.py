@@ -137,6 +137,13 @@ def test_both_published_boards_are_flagged() -> None:
             assert chess.Board(f"{fen} - - 0 1").status() == chess.STATUS_OPPOSITE_CHECK
 
 
+def test_the_published_boards_are_illegal_whichever_way_up_they_are_read() -> None:
+    for fen, legal in PUBLISHED.items():
+        ranks = fen.removesuffix(" w").split("/")
+        turned = board("/".join(["8", "8", *ranks[:1:-1]]) + " w")
+        assert moves.is_legal(turned)[0] == legal, fen
+
+
 def test_mate_counts_moves_in_the_window_only() -> None:
     flight = chess.Board("8/8/k3R3/8/8/8/8/5K2 b - - 0 1")
     assert not rules6.is_mate6(flight)

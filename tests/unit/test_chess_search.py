@@ -305,14 +305,16 @@ def test_detection_with_controls(played: positions.Positions, network: networks.
         "random_network", "raw_input", "trivial", "shuffled", "control_task", "selectivity",
     }  # fmt: skip
     assert abs(report.controls["trivial"]) < 0.25  # matched: the queen says nothing
-    score, half = detection.quick_score(network, "stem", data, seed=0)
+    z = reading.features(network, data.boards, "stem")
+    score, half = detection.quick_score(z, data, seed=0)
     assert -1 <= score <= 1
     assert 0 < half < 0.5
 
 
 def test_a_coin_is_not_detected(played: positions.Positions, network: networks.Tower) -> None:
     data = detection.sample(played, concepts.coin, 2000, seed=0, matched=False)
-    score, half = detection.quick_score(network, "stem", data, seed=0)
+    z = reading.features(network, data.boards, "stem")
+    score, half = detection.quick_score(z, data, seed=0)
     assert abs(score) < 2.5 * half
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lib import claims
-from lib.backprop.chess import boards, moves, pictures, planes, studies, verdicts
+from lib.backprop.chess import boards, layer_maps, moves, pictures, planes, studies, verdicts
 from lib.backprop.chess.boards import Boards
 from lib.backprop.chess.detection import Guard, detect
 from lib.backprop.chess.reading import Reader
@@ -115,7 +115,7 @@ def test_the_whole_experiment_gives_every_claim_its_number(
     bed: studies.Bed, reader: Reader
 ) -> None:
     names = ("threat_opp_queen", "threat_my_queen", "random")
-    maps = studies.detection_maps(bed, names, 200, seed=0)
+    maps = layer_maps.detection_maps(bed, names, 200, seed=0)
     assert maps["threat_opp_queen"].score.shape == (2, 8)
     assert maps["random"].score.shape == (1, 8)
     data = bed.sample(studies.CONCEPT, 300, seed=0)
@@ -126,6 +126,9 @@ def test_the_whole_experiment_gives_every_claim_its_number(
     assert set(by_name) >= {"relaxed, bop", "relaxed, ste", "beam", "greedy", "random edits"}
     for name, o in by_name.items():
         assert "relaxed" in name or moves.is_legal(o.after).all()
+        assert o.legal.tolist() == moves.is_legal(o.after).tolist(), name  # never P alone
+        assert o.truth.shape == o.logit.shape == (4,), name
+        assert not (o.truth & ~o.legal).any(), name
     swept = studies.sweep(bed, reader, few[:2], (0.0, 1.0), 8)
     checked = studies.checker_faults(bed, 30, seed=0)
     assert [x["boards"] for x in checked[:2]] == ["legal", "illegal"]

@@ -9,7 +9,7 @@ Boards cannot be changed a little, and most changes make no position. In reading
 - `networks`, `maia`: the authors' 6x6 tower and checker, small ones like them, Maia;
 - `reading`: probes of a frozen network; `detection`: how they are fitted and guarded;
 - `search`: the fewest legal edits; `relaxed`: the authors' bits, and a smooth form of them;
-- `studies`, `pictures`: notebook 53. Import these by name.
+- `studies`, `layer_maps`, `large_board`, `pictures`, `editor`: notebook 53. Import these by name.
 """
 
 from __future__ import annotations

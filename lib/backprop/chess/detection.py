@@ -4,7 +4,8 @@
 from being exploited: negatives that meet the trivial rule, edited boards labelled by the rules,
 several layers read together, and rounds in which the search's own false answers become negatives.
 
-Public names: `Sample`, `sample`, `detect`, `quick_score`, `Guard`, `fit_reader`, `false_alarms`.
+Public names: `Sample`, `sample`, `detect`, `quick_score`, `Guard`, `fit_reader`, `candidates`,
+`false_alarms`.
 """
 
 from __future__ import annotations
@@ -84,20 +85,17 @@ def detect(
 
 
 def quick_score(
-    network: nn.Module,
-    layer: str,
-    data: Sample,
-    *,
-    seed: int,
-    penalty: float = 100.0,
-    encode: Encode = published_planes,
+    z: Tensor, data: Sample, *, seed: int, penalty: float = 100.0
 ) -> tuple[float, float]:
     """S on a fifth of the games, and half the width of its 95% interval; one penalty, no controls.
 
     For maps over many layers and checkpoints.
+
+    Args:
+        z: activations of the sample's boards, `[n, d]` (`reading.features`).
     """
     generator = torch.Generator().manual_seed(seed)
-    z, y = features(network, data.boards, layer, encode), torch.from_numpy(data.label).long()
+    y = torch.from_numpy(data.label).long()
     fit, test = probes.split_by_group(
         len(y), generator=generator, groups=data.game, shares=(0.8, 0.2)
     )

@@ -15,11 +15,12 @@ import torch
 from lib import figures
 from lib.backprop.chess.boards import Boards, from_chess
 from lib.backprop.chess.concepts import CONCEPTS
+from lib.backprop.chess.layer_maps import Detection
 from lib.backprop.chess.moves import violations
 from lib.backprop.chess.planes import mover_planes
 from lib.backprop.chess.reading import Reader
 from lib.backprop.chess.search import apply
-from lib.backprop.chess.studies import CONCEPT, Detection, Outcome, irrelevant_squares
+from lib.backprop.chess.studies import CONCEPT, Outcome, irrelevant_squares
 from lib.figures import DASHES, MARKERS, ROLE
 from lib.probes import ProbeReport
 
@@ -114,7 +115,7 @@ def detection_panels(maps: Mapping[str, Detection]) -> Figure:
     axes[1].axhline(0, color="black", linewidth=0.6)
     axes[1].set_xticks(range(len(short)), short, rotation=45, ha="right")
     axes[1].set_ylabel("S = 2 accuracy - 1")
-    axes[1].set_title("trained network")
+    axes[1].set_title(f"all concepts, network: {opening.checkpoints[-1]}")
     axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=2, fontsize=6)
     return fig
 
@@ -140,12 +141,20 @@ def detection_rows(maps: Mapping[str, Detection]) -> list[dict[str, object]]:
 def reader_rows(
     made: Mapping[tuple[str, float], Outcome], readers: Mapping[str, Reader]
 ) -> list[dict[str, object]]:
-    """The beam with each reader at each tau."""
+    """The beam with each reader at each tau.
+
+    A board exploits its probe where the probe reads the concept and the rules deny it; the share
+    is over the boards read so.
+    """
     keep = ("both", "confirmed by the rules", "edits (median)", "squares not needed")
     rows: list[dict[str, object]] = []
     for (name, tau), o in made.items():
         found = comparison_rows(readers[name], [o])[0]
-        rows.append({"reader": name, "tau": tau} | {k: found[k] for k in keep})
+        wrong = ~o.truth[o.reached]
+        p, n = (float(wrong.mean()), len(wrong)) if len(wrong) else (float("nan"), 1)
+        exploit = "" if np.isnan(p) else (p, float(np.sqrt(p * (1 - p) / n)))
+        row = {"reader": name, "tau": tau} | {k: found[k] for k in keep}
+        rows.append(row | {"exploits the probe": exploit})
     return rows
 
 

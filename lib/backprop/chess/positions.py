@@ -3,7 +3,7 @@
 Each game has its own share of random moves; the others win the most material at once. A network
 can learn the value of such positions, and the rules label every concept in them.
 
-Public names: `Positions`, `play_games`, `fetch_positions`, `balanced`, `matched`, `edited`.
+Public names: `Positions`, `play_games`, `fetch_positions`, `held_out`, `balanced`.
 """
 
 from __future__ import annotations
@@ -140,6 +140,13 @@ def fetch_positions(n: int, *, seed: int) -> Positions:
     pieces = found["pieces"].numpy().view(np.uint64)
     boards = Boards(pieces[:, :6].copy(), pieces[:, 6:].copy(), found["white"].numpy(), 6)
     return Positions(boards, found["game"], found["value"])
+
+
+def held_out(positions: Positions, share: float) -> tuple[Positions, Positions]:
+    """Positions of the first games, and of that share of the games which came last."""
+    games = positions.game.unique()
+    last = (positions.game >= games[-int(share * len(games))]).numpy()
+    return positions[(~last).nonzero()[0]], positions[last.nonzero()[0]]
 
 
 def balanced(label: Flags, n: int, *, seed: int, among: Flags | None = None) -> Numbers:

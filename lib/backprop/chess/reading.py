@@ -1,6 +1,6 @@
 """What a frozen network's probes say of boards, and which way they would like them changed.
 
-Public names: `Reader`, `features`.
+Public names: `Reader`, `features`, `features_by_layer`, `require_slope`.
 """
 
 from __future__ import annotations
@@ -70,17 +70,45 @@ class Reader:
         return torch.cat([self.each(*part).amin(1) for part in parts])
 
     def gradient(self, boards: Boards) -> Tensor:
-        """Slope of that logit with respect to the mover's planes, `[n, 12, side, side]`."""
+        """Slope of that logit with respect to the mover's planes, `[n, 12, side, side]`.
+
+        Raises:
+            ValueError: the logit does not depend differentiably on the planes.
+        """
         x = mover_planes(boards).requires_grad_()
         white = torch.from_numpy(boards.white.copy())
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(self.each(x, white).amin(1).sum(), x)
+            logit = self.each(x, white).amin(1)
+            require_slope(logit, self.layers)
+            (slope,) = torch.autograd.grad(logit.sum(), x)
         return slope
+
+
+def require_slope(logit: Tensor, layers: Sequence[str]) -> None:
+    """Refuse a logit that no gradient of the board reaches.
+
+    Raises:
+        ValueError: the logit does not require a gradient.
+    """
+    if not logit.requires_grad:
+        raise ValueError(
+            f"the probe on {', '.join(dict.fromkeys(layers))} does not depend differentiably on "
+            "the board: something before it detaches or rounds. Probe another layer, or search "
+            'without a gradient: Beam(order="random")'
+        )
 
 
 def features(
     network: nn.Module, boards: Boards, layer: str, encode: Encode = published_planes
 ) -> Tensor:
     """Activations of one layer, square by square, `[n, channels * squares]`."""
+    return features_by_layer(network, boards, [layer], encode)[layer]
+
+
+def features_by_layer(
+    network: nn.Module, boards: Boards, layers: Sequence[str], encode: Encode = published_planes
+) -> dict[str, Tensor]:
+    """`features` of several layers from one pass."""
     x = encode(mover_planes(boards), torch.from_numpy(boards.white.copy()))
-    return activations(network, x, [layer], pool=False)[layer].flatten(1)
+    found = activations(network, x, layers, pool=False)
+    return {layer: z.flatten(1) for layer, z in found.items()}

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.backprop.chess.boards import Boards
+from lib.backprop.chess.moves import violations
 from lib.backprop.chess.planes import from_planes, mover_planes, published_pieces
-from lib.backprop.chess.reading import Reader
+from lib.backprop.chess.reading import Reader, require_slope
 
 Progress = Callable[[range], Iterator[int]]
 LEGALITY = 1.0  # weight of the checker in the authors' notebook
@@ -114,9 +115,13 @@ def relaxed_bop(
 
     `legality` is the checker's weight, 1 in the authors' notebook.
 
+    Raises:
+        ValueError: a board to start from is illegal, or no gradient reaches the probe.
+
     Source: specification of document 5, section 1.4. The checker is a parameter: the authors' own,
     or one trained as theirs was.
     """
+    _require_legal(boards)
     x, white = mover_planes(boards), torch.from_numpy(boards.white.copy())
     optimiser = Bop((len(x), 13, 6, 6))
     rows: list[Tensor] = []
@@ -143,8 +148,12 @@ def relaxed_ste(
 
     Adam at 0.05. Gates start off, at -1 (the specification gives no start).
 
+    Raises:
+        ValueError: as `relaxed_bop`.
+
     Source: specification of document 5, section 5.5.
     """
+    _require_legal(boards)
     x, white = mover_planes(boards), torch.from_numpy(boards.white.copy())
     gates = torch.full((len(x), 13, 6, 6), GATE_START, requires_grad=True)
     adam = torch.optim.Adam([gates], lr=GATE_LR)
@@ -171,7 +180,15 @@ def _judge(
 ) -> tuple[Tensor, Tensor]:
     """The probe's logit, and the checker's logit of "illegal", after the bits have acted."""
     y = compose(x, bits[:, 12], bits[:, :12])
-    return reader.each(y, white).amin(1), checker(published_pieces(y, white))
+    logit = reader.each(y, white).amin(1)
+    require_slope(logit, reader.layers)  # or the bits would follow price and checker alone
+    return logit, checker(published_pieces(y, white))
+
+
+def _require_legal(boards: Boards) -> None:
+    for rule, broken in violations(boards).items():
+        if broken.any():
+            raise ValueError(f"board {int(broken.argmax())} to start from is illegal: {rule}")
 
 
 def _result(

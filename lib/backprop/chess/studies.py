@@ -1,8 +1,8 @@
 """The chess experiments of document 5: what notebook 53 measures.
 
-In reading order: `Bed`, `prepare` (positions, a tower with its checkpoints, a checker),
-`detection_map`, `Outcome` and `compare` (every method on the same boards), `irrelevant_squares`,
-`sweep` (the strength of the legality constraint), `checker_faults`.
+In reading order: `Bed`, `prepare` (positions, a tower with its checkpoints, a checker), `reader`,
+`Outcome` and `compare` (every method on the same boards), `answers` (every reader on its own
+boards), `irrelevant_squares`, `sweep` (the strength of the legality constraint), `checker_faults`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,23 @@ from torch import Tensor, nn
 from lib import models
 from lib.backprop.chess import networks
 from lib.backprop.chess.boards import Boards, Flags, concatenate
-from lib.backprop.chess.concepts import CONCEPTS, owns_queen
+from lib.backprop.chess.concepts import CONCEPTS
 from lib.backprop.chess.detection import (
     Guard,
     Sample,
     candidates,
     fit_reader,
-    quick_score,
     sample,
 )
 from lib.backprop.chess.moves import is_legal, violations
-from lib.backprop.chess.planes import from_planes, mover_planes, published_pieces
-from lib.backprop.chess.positions import Positions, fetch_positions
-from lib.backprop.chess.reading import Reader
+from lib.backprop.chess.planes import (
+    from_planes,
+    mover_planes,
+    published_pieces,
+    published_planes,
+)
+from lib.backprop.chess.positions import Positions, fetch_positions, held_out
+from lib.backprop.chess.reading import Encode, Reader
 from lib.backprop.chess.relaxed import Relaxed, relaxed_bop, relaxed_ste
 from lib.backprop.chess.search import (
     VARIANTS,
@@ -57,22 +61,30 @@ class Bed:
     name: str
     positions: Positions  # of the games that probes are fitted on
     held: Positions  # of the other games
-    checkpoints: Mapping[str, networks.Tower]  # in order of training; the first is untrained
-    checker: nn.Module
+    checkpoints: Mapping[str, nn.Module]  # in order of training; the first is untrained
+    checker: nn.Module | None
     source: str
+    layers: tuple[str, ...]  # that are probed, in depth order
+    encode: Encode = published_planes
 
     @property
-    def network(self) -> networks.Tower:
+    def network(self) -> nn.Module:
         """The trained network."""
         return list(self.checkpoints.values())[-1]
 
     @property
-    def untrained(self) -> networks.Tower:
+    def untrained(self) -> nn.Module:
         """The same network with random weights."""
         return next(iter(self.checkpoints.values()))
 
     def sample(self, concept: str, n: int, *, seed: int, matched: bool = True) -> Sample:
-        """Balanced positions of one concept, see `detection.sample`."""
+        """Balanced positions of one concept, see `detection.sample`.
+
+        Raises:
+            ValueError: a concept that there is not, or that no position shows.
+        """
+        if concept not in CONCEPTS:
+            raise ValueError(f"concepts are {', '.join(CONCEPTS)}; got {concept!r}")
         return sample(self.positions, CONCEPTS[concept], n, seed=seed, matched=matched)
 
 
@@ -102,10 +114,7 @@ def prepare(
     """
     if name not in ("own", "official"):
         raise ValueError(f"networks are own or official; got {name!r}")
-    positions = fetch_positions(n_positions, seed=seed)
-    last = positions.game.unique()[-int(HELD_OUT * len(positions.game.unique()))]
-    held = (positions.game >= last).numpy()
-    fit, rest = positions[(~held).nonzero()[0]], positions[held.nonzero()[0]]
+    fit, rest = held_out(fetch_positions(n_positions, seed=seed), HELD_OUT)
     generator = torch.Generator().manual_seed(seed)
     if name == "official":
         run = stored.load_minichess(root)
@@ -114,7 +123,8 @@ def prepare(
         towers = {"random": blank}
         towers |= {f"epoch {e}": networks.official_tower(run.at(e)) for e in checkpoints}
         checker = networks.official_checker(stored.load_checker(root))
-        return Bed(name, fit, rest, towers, checker, str(run.provenance))
+        named = tuple(networks.layers(blank))
+        return Bed(name, fit, rest, towers, checker, str(run.provenance), named)
     recipe = replace(networks.RECIPE, epochs=epochs)
     made = networks.fetch_tower(fit[np.arange(n_train)], width=width, seed=seed, recipe=recipe)
     towers = {"random": made[0]} | {f"epoch {e}": made[e] for e in checkpoints}
@@ -122,68 +132,16 @@ def prepare(
         fit.boards[:n_checker], width=width // 2, seed=seed, recipe=replace(recipe, epochs=2)
     )
     about = f"own tower of {width} filters, {epochs} epochs on the value of {n_train:,} positions"
-    return Bed(name, fit, rest, towers, checker, about)
-
-
-@dataclass(frozen=True)
-class Detection:
-    """S of one concept; rows are checkpoints, columns layers."""
-
-    concept: str
-    checkpoints: tuple[str, ...]
-    layers: tuple[str, ...]
-    score: Tensor  # [checkpoints, layers]
-    half: Tensor  # [checkpoints, layers], half the 95% interval
-    rule: float  # S of the best trivial rule on the same sample
-
-
-def detection_map(
-    bed: Bed,
-    concept: str,
-    n: int,
-    *,
-    seed: int,
-    checkpoints: Sequence[str] | None = None,
-    progress: Progress | None = None,
-) -> Detection:
-    """S by layer and checkpoint, on balanced but unmatched positions as published.
-
-    Trivial rule: a side owns a queen (that side for the threats; the better of both otherwise).
-    """
-    data = bed.sample(concept, n, seed=seed, matched=False)
-    names = tuple(bed.checkpoints if checkpoints is None else checkpoints)
-    layers = tuple(networks.layers(bed.network))
-    cells = [(c, layer) for c in names for layer in layers]
-    todo = range(len(cells))
-    found = [
-        quick_score(bed.checkpoints[cells[k][0]], cells[k][1], data, seed=seed + k)
-        for k in (progress(todo) if progress else todo)
-    ]
-    grid = torch.tensor(found, dtype=torch.float64).view(len(names), len(layers), 2)
-    queens = (owns_queen(data.boards), owns_queen(data.boards.turned()))
-    rule = max(2 * float((q == data.label).mean()) - 1 for q in queens)
-    return Detection(concept, names, layers, grid[..., 0], grid[..., 1], max(rule, 0.0))
-
-
-def detection_maps(
-    bed: Bed, concepts: Sequence[str], n: int, *, seed: int, progress: Progress | None = None
-) -> dict[str, Detection]:
-    """The first concept in every checkpoint, the others in the trained network; by name."""
-    last = list(bed.checkpoints)[-1:]
-    found = {}
-    for k, concept in enumerate(concepts):
-        at = None if k == 0 else last
-        found[concept] = detection_map(
-            bed, concept, n, seed=seed + 1000 * k, checkpoints=at, progress=progress
-        )
-    return found
+    return Bed(name, fit, rest, towers, checker, about, tuple(networks.layers(made[0])))
 
 
 def reader(bed: Bed, n: int, guard: Guard, *, seed: int) -> Reader:
     """A reader of `threat_my_queen`, fitted on matched positions as `guard` says."""
     data = bed.sample(CONCEPT, n, seed=seed)
     pool = bed.positions.boards
-    return fit_reader(bed.network, data, pool, CONCEPTS[CONCEPT], guard, seed=seed)
+    return fit_reader(
+        bed.network, data, pool, CONCEPTS[CONCEPT], guard, seed=seed, encode=bed.encode
+    )
 
 
 def to_explain(bed: Bed, probe: Reader, n: int) -> Boards:
@@ -256,15 +214,26 @@ def searched(probe: Reader, boards: Boards, variant: str, tau: float, *, seed: i
     )
 
 
+def answers(
+    bed: Bed, readers: Mapping[str, Reader], n: int, taus: Sequence[float]
+) -> dict[tuple[str, float], Outcome]:
+    """The beam with each reader at each tau, on n boards that this reader reads low."""
+    return {
+        (name, tau): searched(probe, to_explain(bed, probe, n), "beam", tau)
+        for name, probe in readers.items()
+        for tau in taus
+    }
+
+
 def relaxed(
     bed: Bed, probe: Reader, boards: Boards, tau: float, *, kind: str, steps: int, legality: float
 ) -> Outcome:
     """The authors' optimiser ("bop") or the straight-through one ("ste")."""
-    begun = time.perf_counter()
+    begun, checker = time.perf_counter(), _checker(bed)
     if kind == "bop":
-        found = relaxed_bop(probe, bed.checker, boards, steps=steps, legality=legality)
+        found = relaxed_bop(probe, checker, boards, steps=steps, legality=legality)
     else:
-        found = relaxed_ste(probe, bed.checker, boards, steps=steps)
+        found = relaxed_ste(probe, checker, boards, steps=steps)
     taken = (time.perf_counter() - begun) / len(boards)
     return outcome(
         f"relaxed, {kind}", probe, boards, found.boards, tau,
@@ -342,7 +311,7 @@ def checker_faults(bed: Bed, n: int, *, seed: int) -> list[dict[str, object]]:
 
     Source: specification of document 5, section 5.3 and table T3.
     """
-    draw = np.random.default_rng(seed)
+    draw, checker = np.random.default_rng(seed), _checker(bed)
     start = bed.held.boards[draw.permutation(len(bed.held))[:n]]
     edits = all_edits(start)
     tried = apply(start, edits)
@@ -351,7 +320,7 @@ def checker_faults(bed: Bed, n: int, *, seed: int) -> list[dict[str, object]]:
     def row(words: str, boards: Boards) -> None:
         x = published_pieces(mover_planes(boards), torch.from_numpy(boards.white.copy()))
         with torch.no_grad():
-            accepted = torch.cat([bed.checker(part) < 0 for part in x.split(512)])
+            accepted = torch.cat([checker(part) < 0 for part in x.split(512)])
         share = accepted.double().mean().item()
         rows.append({"boards": words, "n": len(boards), "accepted as legal": share})
 
@@ -364,3 +333,9 @@ def checker_faults(bed: Bed, n: int, *, seed: int) -> list[dict[str, object]]:
         if only.sum() >= 20:
             row(f"illegal: {rule}", tried[draw.permutation(only.nonzero()[0])[:n]])
     return rows
+
+
+def _checker(bed: Bed) -> nn.Module:
+    if bed.checker is None:
+        raise ValueError(f"the networks {bed.name} have no legality checker; search legal edits")
+    return bed.checker
