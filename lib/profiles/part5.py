@@ -213,13 +213,13 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                     "width": 16,
                 },
                 "concepts": ("threat_opp_queen", "threat_my_queen", "in_check", "random"),
-                "n_detect": 1000,
-                "n_probe": 1500,
+                "n_detect": 800,
+                "n_probe": 1000,
                 "guards": {
                     "raw": {"layers": ("blocks.block1.first",)},
                     "guarded": {"layers": ("stem", "blocks.block1.first"), "n_edited": 1000},
                 },
-                "n_boards": 8,
+                "n_boards": 4,
             },
         },
         "full": {
