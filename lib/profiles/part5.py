@@ -198,7 +198,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             },
             "mined": {"n_mined": 12, "rounds": 2},
             "n_boards": 30,
-            "n_relaxed": 20,
+            "n_relaxed": 30,
             "bop_steps": 1000,
             "ste_steps": 200,
             "weights": (0.0, 0.3, 1.0, 3.0, 10.0),

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib import models
+from lib import cache, models
 from lib.backprop.chess import networks
 from lib.backprop.chess.boards import Boards, Flags, concatenate
 from lib.backprop.chess.concepts import CONCEPTS
@@ -35,7 +35,7 @@ from lib.backprop.chess.planes import (
     published_planes,
 )
 from lib.backprop.chess.positions import Positions, fetch_positions, held_out
-from lib.backprop.chess.reading import Encode, Reader
+from lib.backprop.chess.reading import Encode, Reader, features_by_layer
 from lib.backprop.chess.relaxed import Relaxed, relaxed_bop, relaxed_ste
 from lib.backprop.chess.search import (
     VARIANTS,
@@ -47,6 +47,7 @@ from lib.backprop.chess.search import (
     random_edits,
 )
 from lib.data import chess as stored
+from lib.probes import Probe
 
 Progress = Callable[[range], Iterator[int]]
 CONCEPT = "threat_my_queen"
@@ -136,12 +137,46 @@ def prepare(
 
 
 def reader(bed: Bed, n: int, guard: Guard, *, seed: int) -> Reader:
-    """A reader of `threat_my_queen`, fitted on matched positions as `guard` says."""
-    data = bed.sample(CONCEPT, n, seed=seed)
-    pool = bed.positions.boards
-    return fit_reader(
-        bed.network, data, pool, CONCEPTS[CONCEPT], guard, seed=seed, encode=bed.encode
-    )
+    """A reader of `threat_my_queen`, fitted on matched positions as `guard` says, at most once."""
+    data, pool, network = bed.sample(CONCEPT, n, seed=seed), bed.positions.boards, bed.network
+    # equal weights may still compute something else
+    seen = features_by_layer(network, pool[:8], list(dict.fromkeys(guard.layers)), bed.encode)
+    config = {
+        "network": cache.state_hash(dict(network.state_dict())),
+        "features": cache.state_hash(seen),
+        "data": cache.state_hash(_arrays(data.boards) | {"label": torch.from_numpy(data.label)}),
+        "pool": cache.state_hash(_arrays(pool)),
+        "guard": asdict(guard),
+        "seed": seed,
+    }
+    fields = ("weight", "bias", "converged")
+
+    def build() -> dict[str, Tensor]:
+        made = fit_reader(
+            network, data, pool, CONCEPTS[CONCEPT], guard, seed=seed, encode=bed.encode
+        )
+        arrays = {
+            f"{k}.{field}": getattr(probe, field).contiguous()
+            for k, probe in enumerate(made.probes)
+            for field in fields
+        }
+        return arrays | {"steps": torch.tensor([probe.steps for probe in made.probes])}
+
+    found = cache.fetch("chess-reader", config, build, code=[fit_reader, bed.encode])
+    probes = [
+        Probe(steps=steps, **{field: found[f"{k}.{field}"] for field in fields})
+        for k, steps in enumerate(found["steps"].tolist())
+    ]
+    return Reader(network, guard.layers, probes, bed.encode)
+
+
+def _arrays(boards: Boards) -> dict[str, Tensor]:
+    """Boards as tensors, for the key of the cache."""
+    return {
+        "own": torch.from_numpy(boards.own.view(np.int64)),
+        "other": torch.from_numpy(boards.other.view(np.int64)),
+        "white": torch.from_numpy(boards.white.copy()),
+    }
 
 
 def to_explain(bed: Bed, probe: Reader, n: int) -> Boards:
