@@ -202,7 +202,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "bop_steps": 1000,
             "ste_steps": 200,
             "weights": (0.0, 0.3, 1.0, 3.0, 10.0),
-            "n_sweep": 8,
+            "n_sweep": 12,
             "sweep_steps": 300,
             "n_faults": 300,
             "large": {
