@@ -62,6 +62,12 @@ def renew(name: str) -> None:
     files.write_if_changed(path, nbformat.writes(stripped(notebook)) + "\n")
 
 
+def _seeds(text: str) -> list[int]:
+    if not all(word.isdecimal() for word in text.split()):
+        raise Problem(f'SEEDS are whole numbers with spaces between, as in "1 2"; got {text!r}')
+    return [int(word) for word in text.split()]
+
+
 def at_seed(name: str, seed: int) -> dict[str, dict[str, object]]:
     """Rows of a notebook's claims at another seed; nothing stored is touched."""
     import papermill
@@ -87,7 +93,6 @@ def main() -> int:
     os.environ |= {"PROFILE": "quick", "DEVICE": "cpu", "IPYTHONDIR": str(ROOT / "build/ipython")}
     os.environ[claims.RENEWING] = "1"
     os.environ.pop("FIGURES_DIR", None)
-    seeds = [int(seed) for seed in os.environ.get("SEEDS", "").split()]
     status, terminal = 0, 1
     log = ROOT / "build" / "refresh.log"
 
@@ -96,6 +101,7 @@ def main() -> int:
 
     try:
         request = notebooks.request(os.environ | {"SEED": "0", "P": ""})
+        seeds = _seeds(os.environ.get("SEEDS", ""))
         log.parent.mkdir(exist_ok=True)
         terminal = log_everything(log)
         for name in request.notebooks:

@@ -121,6 +121,27 @@ def test_refresh_stores_outputs_and_drops_what_differs_between_runs(toy):
     assert path.stat().st_mtime_ns == stamp
 
 
+def test_refresh_keeps_the_values_of_other_seeds_and_touches_nothing_else(toy):
+    claims = "import os, pathlib, json\n"
+    claims += "root = pathlib.Path(os.environ.get('FIGURES_DIR', '../figures'))\n"
+    claims += "f = root / 'quick/12_second'\nf.mkdir(parents=True, exist_ok=True)\n"
+    claims += "row = {'id': 'P1-01', 'verdict': 'holds', 'value': 0.5 + SEED / 10}\n"
+    claims += "row |= {'spread': None, 'low': 0, 'high': 1}\n"
+    claims += "(f / 'claims.json').write_text(json.dumps({'claims': [row]}))"
+    toy.notebook("12_second", claims)
+    status, output = toy.make("refresh", "ONLY=12", "SEEDS=one")
+    assert status == 2
+    assert "SEEDS are whole numbers with spaces between" in output
+    assert toy.make("refresh", "ONLY=12", "SEEDS=1 2")[0] == 0
+    target = toy.root / "tests/reference/claims.json"
+    row = {"verdict": "holds", "value": 0.5, "spread": None, "seeds": [0.6, 0.7]}
+    assert json.loads(target.read_text()) == {"P1-01": row}
+    stored_row = json.loads((toy.root / "figures/quick/12_second/claims.json").read_text())
+    assert stored_row["claims"][0]["value"] == 0.5
+    assert toy.make("refresh", "ONLY=12")[0] == 0  # without SEEDS they stay
+    assert json.loads(target.read_text()) == {"P1-01": row}
+
+
 def test_nbval_compares_the_tagged_cell_and_writes_no_figures(toy):
     toy.write("tests/reference/claims.json", "{}")
     for name in ("conftest.py", "pyproject.toml"):
