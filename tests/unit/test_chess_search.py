@@ -37,6 +37,20 @@ class Planes(nn.Module):
         return self.same(x)
 
 
+class Further(Planes):
+    """The same with a second named layer, and one behind it that must not be reached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Identity()
+        self.n_passed = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.twice(2 * self.same(x))
+        self.n_passed += 1
+        return y
+
+
 def mover_only(x: torch.Tensor, white: torch.Tensor) -> torch.Tensor:
     return x
 
@@ -161,6 +175,22 @@ def test_a_board_that_shows_the_concept_is_left_alone() -> None:
     assert found.reached
     assert found.evaluations == 1
     assert found.edits == ()
+
+
+def test_a_pass_ends_at_the_last_layer_that_is_read_and_says_the_same():
+    here, deeper = planted((0, "a2", 1.0), (5, "f1", 2.0)).probes[0], planted((1, "b1", 1.0))
+    network, some = Further().eval(), board(BARE)
+    both = Reader(network, ["same", "twice"], [here, deeper.probes[0]], mover_only)
+    alone = [
+        Reader(Further().eval(), [layer], [probe], mover_only).logits(some)
+        for layer, probe in zip(both.layers, both.probes, strict=True)
+    ]
+    assert torch.equal(both.logits(some), torch.minimum(*alone))
+    assert network.n_passed == 0
+    slope = Reader(network, ["twice"], [here], mover_only).gradient(some)
+    assert torch.equal(slope.flatten(), 2 * here.weight)  # and a gradient still comes through
+    network(torch.zeros(1, 12, 6, 6))
+    assert network.n_passed == 1  # no hook stays
 
 
 def test_bad_input_gets_its_sentence(network: networks.Tower) -> None:

@@ -5,7 +5,8 @@ Public names: `Reader`, `features`, `features_by_layer`, `require_slope`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,8 @@ class Reader:
         Raises:
             ValueError: a probe of another layer or width.
         """
-        with recorded(self.network, list(dict.fromkeys(self.layers))) as seen:
+        names = list(dict.fromkeys(self.layers))
+        with recorded(self.network, names) as seen, _ended_at(self.network, names, seen):
             self.network(self.encode(planes, white))
         found = []
         for layer, probe in zip(self.layers, self.probes, strict=True):
@@ -82,6 +84,30 @@ class Reader:
             require_slope(logit, self.layers)
             (slope,) = torch.autograd.grad(logit.sum(), x)
         return slope
+
+
+class _Seen(Exception):
+    """All layers that a probe reads have answered: what follows them is not needed."""
+
+
+@contextmanager
+def _ended_at(
+    network: nn.Module, names: Sequence[str], seen: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Within the context a forward pass ends as soon as `seen` holds all the named layers."""
+
+    def end(module: nn.Module, inputs: object, output: object) -> None:
+        if len(seen) == len(names):
+            raise _Seen
+
+    handles = [network.get_submodule(name).register_forward_hook(end) for name in names]
+    try:
+        yield
+    except _Seen:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def require_slope(logit: Tensor, layers: Sequence[str]) -> None:
