@@ -46,7 +46,7 @@ figures: setup  ## run every notebook that is stale; write figures, tables and t
 
 test: setup  ## run all tests, then the stored notebooks
 	@$(PY) -m pytest tests
-	@$(PY) -m pytest --nbval-lax notebooks --nbval-current-env --nbval-cell-timeout 600 \
+	@$(PY) -m pytest --nbval-lax notebooks --nbval-current-env --nbval-cell-timeout 900 \
 		--nbval-sanitize-with tests/nbval.cfg
 
 lab: setup  ## open the notebooks in JupyterLab
