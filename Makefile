@@ -29,7 +29,8 @@ unexport PYTHONDONTWRITEBYTECODE  # without bytecode every notebook starts 25 s 
 PY   := $(VENV)/bin/python
 PAGE := $(or $(FIGURES_DIR),figures)/index.html
 
-.PHONY: help figures test lab claims gallery bench refresh lint data clean clean-cache setup page
+.PHONY: help figures test test-code test-notebooks lab claims gallery bench refresh lint data clean \
+    clean-cache setup page
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 	@echo "variables, with what they are now:"
@@ -44,10 +45,17 @@ figures: setup  ## run every notebook that is stale; write figures, tables and t
 	$(MAKE) --no-print-directory PLAN="$$plan" page || status=1; \
 	$(PY) -m lib.engine.report "$$plan" || status=1; exit $$status
 
-test: setup  ## run all tests, then the stored notebooks
+test: setup  ## run all tests, and beside them the stored notebooks
+	+@$(MAKE) --no-print-directory -k -j2 test-code test-notebooks
+
+test-code: setup
 	@$(PY) -m pytest tests
-	@$(PY) -m pytest --nbval-lax notebooks --nbval-current-env --nbval-cell-timeout 900 \
-		--nbval-sanitize-with tests/nbval.cfg
+
+# The tests keep one core busy, the notebooks the other; their report comes in one piece.
+test-notebooks: setup
+	@mkdir -p build; status=0; $(PY) -m pytest --nbval-lax notebooks --nbval-current-env \
+		--nbval-cell-timeout 900 --nbval-sanitize-with tests/nbval.cfg > build/test-notebooks.log 2>&1 \
+		|| status=$$?; cat build/test-notebooks.log; exit $$status
 
 lab: setup  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
