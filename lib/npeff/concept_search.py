@@ -281,13 +281,15 @@ def match_rules(
     total = member.sum(0)
     prevalence = total / n
     hits = member[top].sum(1)
-    ends, ap = [], []
-    for column in coefficients.T:
+    ties, ap = [], []
+    for j, column in enumerate(coefficients.T):
         order = column.argsort(descending=True, stable=True)
         counts = torch.unique_consecutive(column[order], return_counts=True)[1]
-        ends.append(counts.cumsum(0) - 1)  # the last place of each group of ties
-        ap.append(_average_precision(member[order].cumsum(0), ends[-1], total))
-    average = torch.stack(ap)
+        ends = counts.cumsum(0)
+        tied = torch.stack([torch.full_like(ends, j), ends - counts, ends])[:, counts > 1]
+        ties.append(tied)
+        ap.append(_average_precision(member[order].cumsum(0), tied[1:], tied[0] * 0, 1, total))
+    all_ties, average = torch.cat(ties, 1), torch.cat(ap)
     excess = ((average - prevalence) / (1 - prevalence)).max(1)
     generator = torch.Generator().manual_seed(seed)
     nulls, precisions = [], []
@@ -295,7 +297,7 @@ def match_rules(
     for _ in progress(steps) if progress else steps:
         # in a random order of the examples every component's order is as random
         seen = member[torch.randperm(n, generator=generator).to(rules.device)].cumsum(0)
-        by_chance = torch.stack([_average_precision(seen, end, total) for end in ends])
+        by_chance = _average_precision(seen, all_ties[1:], all_ties[0], len(ap), total)
         nulls.append(((by_chance - prevalence) / (1 - prevalence)).amax(1))
         precisions.append((seen[n_top - 1] / n_top).amax())
     return RuleMatch(
@@ -310,8 +312,21 @@ def match_rules(
     )
 
 
-def _average_precision(seen: Tensor, ends: Tensor, total: Tensor) -> Tensor:
-    """Average precision of k rules from hits so far `[n, k]`, read where groups of ties end."""
-    at = seen[ends]
-    new = at.diff(dim=0, prepend=torch.zeros_like(at[:1]))
-    return (new * at / (ends + 1)[:, None]).sum(0) / total
+def _average_precision(seen: Tensor, ties: Tensor, owner: Tensor, r: int, total: Tensor) -> Tensor:
+    """Average precision `[r, k]` of k rules from hits so far `[n, k]`, ties taken together.
+
+    As if all were distinct, and then each group of ties put right: few examples are tied with
+    others, so that r components in one order of the examples cost little more than one.
+
+    Args:
+        ties: int64 `[2, t]`, the places where groups of two and more begin and end (excluded).
+        owner: int64 `[t]`, the component of each group, of r.
+    """
+    seen = torch.cat([torch.zeros_like(seen[:1]), seen])
+    places = torch.arange(1, len(seen), device=seen.device)[:, None]
+    parts = seen.diff(dim=0) * seen[1:] / places
+    so_far = torch.cat([torch.zeros_like(seen[:1]), parts.cumsum(0)])
+    begin, end = ties
+    together = (seen[end] - seen[begin]) * seen[end] / end[:, None]
+    mended = so_far[-1].repeat(r, 1)
+    return mended.index_add_(0, owner, together - (so_far[end] - so_far[begin])) / total

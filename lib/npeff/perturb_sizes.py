@@ -23,7 +23,7 @@ from lib.npeff import selectivity, store
 from lib.npeff.components import Components
 from lib.npeff.divergence import FORWARD, Reference
 from lib.npeff.perturb import Directions
-from lib.npeff.perturb_studies import CHUNK, directions_of, subject
+from lib.npeff.perturb_studies import CHUNK, directions_of, keep, subject
 from lib.npeff.products import Sparse, multiply
 from lib.npeff.store import Fishers
 
@@ -74,28 +74,42 @@ def sweep(
     Source: document 3, equations 2 and 5.
     """
     used, ways = directions_of(found)
-    model, data = subject(found)
-    rows = torch.arange(len(data[1]))
     signed = torch.tensor(sorted(s for a in sizes for s in (-a, a)), dtype=torch.float64)
-    before = Reference.of(model, data, rows, CHUNK)
-    kl, right = [], []
-    for j in progress(range(len(used))) if progress else range(len(used)):
-        change = ways.change(j, 1.0).double()
-        here, correct = before.after(model, signed[:, None] * change, ways.parameters, rows, CHUNK)
-        kl.append(here[:, FORWARD])
-        right.append(correct[1:].bool())
+    kept = keep(
+        found,
+        "steps",
+        signed.tolist(),
+        lambda: _walked(found, ways, signed, progress),
+        code=[_walked],
+    )
     made = found.decomposition
     by_components = selectivity.predicted_kl(
         found.held_out, found.norms, made.components, ways.unit
     )
     return Sweep(
         signed,
-        torch.stack(kl),
-        torch.stack(right),
+        kept["kl"],
+        kept["right"],
         by_components,
         quadratic(fishers, ways),
         found.top[used],
     )
+
+
+def _walked(
+    found: Components, ways: Directions, signed: Tensor, progress: Progress | None
+) -> dict[str, Tensor]:
+    """Divergences `[k, s, n]`, KL(original || moved), and whether right, of steps `[s]`."""
+    model, data = subject(found)
+    rows = torch.arange(len(data[1]))
+    before = Reference.of(model, data, rows, CHUNK)
+    kl, right = [], []
+    for j in progress(range(len(ways))) if progress else range(len(ways)):
+        change = ways.change(j, 1.0).double()
+        here, correct = before.after(model, signed[:, None] * change, ways.parameters, rows, CHUNK)
+        kl.append(here[:, FORWARD])
+        right.append(correct[1:].bool())
+    return {"kl": torch.stack(kl), "right": torch.stack(right)}
 
 
 def quadratic(fishers: Fishers, ways: Directions) -> Tensor:

@@ -3,9 +3,11 @@
 A network is moved along each of its components, in float64, and the change of its predictions on
 the component's top held-out examples is compared with that on all of them.
 
-`lib.npeff.perturb_sizes` takes steps of several sizes.
+`lib.npeff.perturb_sizes` takes steps of several sizes. What was measured is kept in the cache: a
+network, its examples and its components are moved once.
 
-Public names: `moved_low_rank`, `moved_diagonal`, `Moved`, `subject`, `directions_of`, `ratio_rows`,
+Public names: `moved_low_rank`, `moved_diagonal`, `Moved`, `subject`, `directions_of`, `keep`,
+`ratio_rows`,
 `variant_rows`, `guard_rows`; for the claims `share_above`, `share_above_random`, `shift`,
 `median_of`, `ratio_of_medians`.
 
@@ -15,12 +17,13 @@ Source: document 3, sections 2.3, 3.1.2 and 3.3 (D against LRM); specification s
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from lib import cache
 from lib.features import Progress
 from lib.npeff import perturb, selectivity
 from lib.npeff.component_studies import share_of
@@ -37,6 +40,7 @@ from lib.npeff.selectivity import Selectivity
 
 NORM = 0.1  # of a perturbation, the document's
 N_RESAMPLED = 2000  # components drawn with replacement, for the spread of a median
+MEASURED = ("kl_top", "kl_baseline", "accuracy_top", "accuracy_baseline")  # of a Selectivity
 CHUNK = 128  # examples of a float64 pass: 2.4 times as fast as 1,500 at once on a processor
 
 
@@ -96,15 +100,28 @@ def moved_low_rank(
         progress: wraps the range of components.
     """
     used, ways = directions_of(found, tau=tau, rejection=rejection)
-    model, data = subject(found)
-    top, everything = found.top[used], torch.arange(len(data[1]))
-    measured = selectivity.measure(
-        model, data, ways, norm=norm, top=top, baseline=everything, chunk=CHUNK, progress=progress
-    )
-    random = _random(model, data, ways, norm, top, n_draws, seed)
+    top, everything = found.top[used], torch.arange(len(found.bed.held_out.y))
+
+    def build() -> dict[str, Tensor]:
+        model, data = subject(found)
+        measured = selectivity.measure(
+            model,
+            data,
+            ways,
+            norm=norm,
+            top=top,
+            baseline=everything,
+            chunk=CHUNK,
+            progress=progress,
+        )
+        return _arrays(measured) | {"random": _random(model, data, ways, norm, top, n_draws, seed)}
+
+    options = [norm, tau, rejection, n_draws, seed]
+    kept = keep(found, "low-rank moves", options, build, code=[subject, _arrays, _random])
     ratios = selectivity.norm_ratios(found.norms, top, everything)
     lengths = torch.full((len(used),), norm, dtype=torch.float64)
-    return Moved(used, ways, measured, ratios, random, lengths, len(used))
+    measured = _measured(kept, top, everything)
+    return Moved(used, ways, measured, ratios, kept["random"], lengths, len(used))
 
 
 def moved_diagonal(
@@ -126,15 +143,63 @@ def moved_diagonal(
         progress: wraps the range of components.
     """
     used, ways = directions_of(found, tau=None)
-    model, data = subject(found)
-    top, everything = found.top[used], torch.arange(len(data[1]))
-    done = _searched(model, data, found, used, guard, seed, progress)
-    widest = replace(ways, unit=torch.ones_like(ways.unit))  # the support is all that is read
-    length = float(done.norms.median())
-    random = _random(model, data, widest, length, top, n_draws, seed)
+    top, everything = found.top[used], torch.arange(len(found.bed.held_out.y))
+
+    def build() -> dict[str, Tensor]:
+        model, data = subject(found)
+        done = _searched(model, data, found, used, guard, seed, progress)
+        widest = replace(ways, unit=torch.ones_like(ways.unit))  # the support is all that is read
+        length = float(done.norms.median())
+        ended = torch.tensor([end.in_range for end in done.found])
+        return _arrays(done.selectivity) | {
+            "random": _random(model, data, widest, length, top, n_draws, seed),
+            "lengths": done.norms,
+            "in_range": ended,
+        }
+
+    options = [guard, n_draws, seed]
+    kept = keep(
+        found, "diagonal moves", options, build, code=[subject, _arrays, _searched, _random]
+    )
     ratios = selectivity.norm_ratios(found.norms, top, everything)
-    ended = sum(end.in_range for end in done.found)
-    return Moved(used, ways, done.selectivity, ratios, random, done.norms, ended)
+    measured, ended = _measured(kept, top, everything), int(kept["in_range"].sum())
+    return Moved(used, ways, measured, ratios, kept["random"], kept["lengths"], ended)
+
+
+def keep(
+    found: Components,
+    what: str,
+    options: Sequence[object],
+    build: Callable[[], Mapping[str, Tensor]],
+    *,
+    code: Sequence[Callable[..., object]],
+) -> dict[str, Tensor]:
+    """`build()` through the cache, for these components of this network on its own examples.
+
+    Args:
+        what: is measured.
+        options: that it depends on, as JSON values.
+        build, code: as `lib.cache.fetch` takes them.
+    """
+    bed, made = found.bed, found.decomposition
+    arrays = {"fit": bed.fit.x, "fit labels": bed.fit.y, "x": bed.held_out.x, "y": bed.held_out.y}
+    arrays |= {"components": made.components, "kept": made.kept, "top": found.top}
+    arrays |= {"W": found.held_out, "norms": found.norms, "logits": found.logits}
+    config = {
+        "what": what,
+        "network": cache.state_hash(dict(bed.model.state_dict())),
+        "arrays": cache.state_hash(arrays),
+        "options": list(options),
+    }
+    return cache.fetch("npeff-moves", config, build, code=[directions_of, *code])
+
+
+def _arrays(measured: Selectivity) -> dict[str, Tensor]:
+    return {name: getattr(measured, name).contiguous() for name in MEASURED}
+
+
+def _measured(kept: Mapping[str, Tensor], top: Tensor, baseline: Tensor) -> Selectivity:
+    return Selectivity(top, baseline, **{name: kept[name] for name in MEASURED})
 
 
 def _searched(

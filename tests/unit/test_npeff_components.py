@@ -63,7 +63,7 @@ def test_the_null_holds_its_level() -> None:
         top = w.topk(components.n_top(600, 4), dim=0).indices.T
         share = torch.stack([torch.bincount(rule[row], minlength=6).max() for row in top])
         if seed == 0:
-            null = components.tuning(w, rule, rule, seed=0, n_draws=400).null
+            null = components.tuning(w, rule, rule, seed=0, n_draws=10_000).null
         exceeded += int((share / top.shape[1]).max() > null)
     assert 1 <= exceeded <= 25
 

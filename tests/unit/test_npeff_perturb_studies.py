@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lib.data.base import Provenance
-from lib.npeff import fisher, perturb_sizes, perturb_studies, store, testbeds
+from lib.npeff import divergence, fisher, perturb_sizes, perturb_studies, store, testbeds
 from lib.npeff.coefficients import fit_coefficients
 from lib.npeff.components import Components
 from lib.npeff.decomposition import unit
@@ -92,6 +92,22 @@ def test_a_network_is_the_same_after_being_moved(low_rank):
     perturb_sizes.sweep(*low_rank, sizes=(0.5,))
     after = low_rank[0].bed.model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_what_was_measured_is_not_measured_again(low_rank, monkeypatch):
+    first = perturb_studies.moved_low_rank(low_rank[0], n_draws=3, seed=0)
+    walked = perturb_sizes.sweep(*low_rank, sizes=(0.2,))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was moved again")
+
+    monkeypatch.setattr(divergence.Reference, "after", refuse)
+    again = perturb_studies.moved_low_rank(low_rank[0], n_draws=3, seed=0)
+    assert torch.equal(again.kl, first.kl)
+    assert torch.equal(again.random, first.random)
+    assert torch.equal(perturb_sizes.sweep(*low_rank, sizes=(0.2,)).kl, walked.kl)
+    with pytest.raises(AssertionError, match="moved again"):
+        perturb_studies.moved_low_rank(low_rank[0], n_draws=3, seed=1)
 
 
 def test_a_component_of_zeros_is_left_out(low_rank):
