@@ -56,28 +56,43 @@ def _removal() -> Removal:
     )
 
 
-def test_copies_of_concept_images_surface_in_their_own_attribution() -> None:
-    """Check 2, for twelve images with the right label of the network's own task.
+IMAGES = 12  # copies
 
-    The check asks for the top hundredth. Measured without a projection: eight of twelve are there
-    with the probe frozen, nine with the probe following, nearly all of them first of all. The
-    others are nowhere, since the gradient of a probe's logit need not be that of the image's
-    margin. Six of twelve have a chance of 1e-9. By size, and before the weights Q: a copy that the
-    network fits well has none, whatever it is a copy of (after them two of twelve).
+
+@cache
+def _copies_on_top() -> dict[str, int]:
+    """How many of twelve copies, with the right label, are in the top hundredth for themselves.
+
+    By size, without a projection, and before the weights Q: a copy that the network fits well has
+    none, whatever it is a copy of (after them two of twelve).
     """
     study, case = _study(), _round()
-    setting, images = study.setting, 12
-    labels = _own_labels(case.data.x[:images])
-    train = Split(
-        torch.cat([setting.train.x, case.data.x[:images]]), torch.cat([setting.train.y, labels])
-    )
-    planted = replace(setting, train=train)
-    networks = truth.checkpoints(planted, 10, share=1, seed=SEED)
-    data = replace(case.data, x=case.data.x[:images], y=case.data.y[:images])
+    setting, x = study.setting, case.data.x[:IMAGES]
+    train = Split(torch.cat([setting.train.x, x]), torch.cat([setting.train.y, _own_labels(x)]))
+    networks = truth.checkpoints(replace(setting, train=train), 10, share=1, seed=SEED)
+    data = replace(case.data, x=x, y=case.data.y[:IMAGES])
     found = concepts.attribute(networks, (train.x, train.y), data, [LAYER], k=None, ridge=0.1)
-    for size in found.unweighted[:, 0].abs():
+    counts = {}
+    for version, scores in zip(found.versions, found.unweighted[:, 0], strict=True):
+        size = scores.abs()
         own = size[len(setting.train) :].diagonal()
-        assert ((size > own).sum(0) < len(train) // 100).sum() >= 6
+        counts[version] = int(((size > own).sum(0) < len(train) // 100).sum())
+    return counts
+
+
+def test_copies_of_concept_images_surface_in_their_own_attribution() -> None:
+    """Check 2 for half of the images, of which chance would have 1e-9.
+
+    Measured: eight of twelve with the probe frozen, nine with the probe following, nearly all of
+    them first of all.
+    """
+    assert min(_copies_on_top().values()) >= IMAGES // 2
+
+
+@pytest.mark.xfail(strict=True, reason="a logit's gradient need not be that of the image's margin")
+def test_every_copy_of_a_concept_image_surfaces() -> None:
+    """Check 2 as it is written: those that are not on top are nowhere near it."""
+    assert min(_copies_on_top().values()) == IMAGES
 
 
 def _own_labels(x: Tensor) -> Tensor:
@@ -87,12 +102,12 @@ def _own_labels(x: Tensor) -> Tensor:
 
 
 def test_removing_the_top_leaves_the_concept_and_hurts_the_task() -> None:
-    """Check 6, first half, for the document's ranking.
+    """Check 6, first half, for the document's ranking, the probe frozen.
 
-    That with the probe following costs a little more than .01 at T = 100: it finds what matters.
-    Measured with 60 networks a removal and three sets of 20 attributed ones: .010, .014 and .012
-    (standard error .002 each); probe frozen .000, .004 and .004. It is held to the margin of
-    section 6.4.
+    That with the probe following, which the check does not name, costs a little more than .01 at
+    T = 100: it finds what matters. Measured with 60 networks a removal and three sets of 20
+    attributed ones: .010, .014 and .012 (standard error .002 each); probe frozen .000, .004 and
+    .004. It is held to the margin of section 6.4.
     """
     found = _removal()
     assert found.difference("frozen", 100).mean().abs() <= 0.01
@@ -104,18 +119,23 @@ def test_removing_the_top_leaves_the_concept_and_hurts_the_task() -> None:
 
 
 def test_a_probe_that_follows_is_traced_better() -> None:
-    """Check 6, second half, for single images.
-
-    The check asks it of their mean, .2 and more than the frozen probe's. That is one rank
-    correlation with an interval of .4 over 100 halves. Measured with 300 halves of ten networks
-    and three seeds: .128, .210 and .154 with the probe following, .063, .036 and .126 with it
-    frozen, .049, -.063 and .056 for random directions (95% intervals of .2). So it is above the
-    frozen one's each time, but .2 is not reached; notebook 12 judges it (P1-10).
-    """
+    """Check 6, second half, for single images."""
     found = _lds()
     assert found["refit"].image >= 0.2
     assert found["refit"].image > found["frozen"].image + 0.02
     assert found["refit"].image < found["refit"].image_ceiling
+
+
+@pytest.mark.xfail(strict=True, reason="of their mean .16 was measured, over three seeds")
+def test_the_mean_of_the_images_is_traced() -> None:
+    """Check 6, second half, as it is written: for the mean of the images, and above .2.
+
+    That is one rank correlation with an interval of .4 over 100 halves. Measured with 300 halves of
+    ten networks and three seeds: .128, .210 and .154 with the probe following, .063, .036 and .126
+    with it frozen, .049, -.063 and .056 for random directions (95% intervals of .2). So it is above
+    the frozen one's each time, but .2 is not reached; notebook 12 judges it (P1-10).
+    """
+    assert _lds()["refit"].mean >= 0.2
 
 
 def test_random_directions_predict_nothing() -> None:

@@ -93,6 +93,16 @@ def test_the_frequency_concept_is_read_alike_in_both_layers(
     assert abs(dense[0] - dense[1]) <= 0.02, dense
 
 
+@pytest.mark.xfail(strict=True, reason="other draws of patches favour neither layer")
+def test_the_frequency_concept_is_read_better_in_the_first_layer(
+    measured: dict[tuple[str, str], Tensor],
+) -> None:
+    """Check 5's last sentence, by half of the difference that the table has at least."""
+    first, second = (TABLE["hilo", layer][-1] for layer in ("hidden1", "hidden2"))
+    gap = measured["hilo", "hidden1"][-1] - measured["hilo", "hidden2"][-1]
+    assert gap >= (first - second) / 2
+
+
 @pytest.mark.parametrize("cell", TABLE, ids="-".join)
 def test_accuracy_does_not_fall_with_more_units(
     cell: tuple[str, str], measured: dict[tuple[str, str], Tensor]
