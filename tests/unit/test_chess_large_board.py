@@ -88,7 +88,7 @@ def test_layers_and_answers_of_the_large_board(bed: studies.Bed) -> None:
     assert found["threat_opp_queen"].layers == LAYERS
     assert found["threat_opp_queen"].score.shape == (1, 2)
     readers = {"raw": studies.reader(bed, 300, Guard(("stem",)), seed=0)}
-    made = studies.answers(bed, readers, 2, (0.6,))
+    made = studies.answers(bed, readers, 2, {0.6: tuple(readers)})
     assert list(made) == [("raw", 0.6)]
     assert moves.is_legal(made["raw", 0.6].after).all()
     assert made["raw", 0.6].before.side == 8

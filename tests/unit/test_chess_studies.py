@@ -12,7 +12,16 @@ import torch
 from torch import nn
 
 from lib import claims
-from lib.backprop.chess import boards, layer_maps, moves, pictures, planes, studies, verdicts
+from lib.backprop.chess import (
+    boards,
+    layer_maps,
+    moves,
+    outcomes,
+    pictures,
+    planes,
+    studies,
+    verdicts,
+)
 from lib.backprop.chess.boards import Boards
 from lib.backprop.chess.detection import Guard, detect
 from lib.backprop.chess.reading import Reader
@@ -86,15 +95,15 @@ def test_boards_to_explain_lack_the_concept_and_are_read_low(
 def test_squares_that_are_not_needed_are_counted() -> None:
     before = board("8/8/k7/8/8/8/8/5K2 w")
     probe = queen_on_c3()
-    exact = studies.outcome("a", probe, before, board("8/8/k7/8/8/2Q5/8/5K2 w"), 0.9, **EMPTY)
-    wasteful = studies.outcome(
+    exact = outcomes.outcome("a", probe, before, board("8/8/k7/8/8/2Q5/8/5K2 w"), 0.9, **EMPTY)
+    wasteful = outcomes.outcome(
         "b", probe, before, board("8/8/k7/5n2/8/2Q5/4p3/5K2 w"), 0.9, **EMPTY
     )
-    assert studies.irrelevant_squares(probe, exact) == 0
-    assert studies.irrelevant_squares(probe, wasteful) == pytest.approx(2 / 3)
+    assert outcomes.irrelevant_squares(probe, exact) == 0
+    assert outcomes.irrelevant_squares(probe, wasteful) == pytest.approx(2 / 3)
     assert exact.reached.tolist() == [True]
-    missed = studies.outcome("c", probe, before, before, 0.9, **EMPTY)
-    assert np.isnan(studies.irrelevant_squares(probe, missed))
+    missed = outcomes.outcome("c", probe, before, before, 0.9, **EMPTY)
+    assert np.isnan(outcomes.irrelevant_squares(probe, missed))
 
 
 EMPTY = {"edits": None, "evaluations": 0.0, "seconds": 0.0}
@@ -103,10 +112,10 @@ EMPTY = {"edits": None, "evaluations": 0.0, "seconds": 0.0}
 def test_truth_is_asked_of_legal_boards_only() -> None:
     before, probe = board("8/8/k7/8/8/8/8/5K2 w"), queen_on_c3()
     threatened = board("8/8/k7/8/1p6/2Q5/8/5K2 w")
-    found = studies.outcome("a", probe, before, threatened, 0.9, **EMPTY)
+    found = outcomes.outcome("a", probe, before, threatened, 0.9, **EMPTY)
     assert found.truth.tolist() == [True]
     no_king = board("8/8/8/8/1p6/2Q5/8/5K2 w")
-    found = studies.outcome("a", probe, before, no_king, 0.9, **EMPTY)
+    found = outcomes.outcome("a", probe, before, no_king, 0.9, **EMPTY)
     assert found.truth.tolist() == [False]
     assert found.legal.tolist() == [False]
 
@@ -161,9 +170,9 @@ def test_the_trace_is_that_of_a_relaxed_run(bed: studies.Bed, reader: Reader) ->
 
 def test_a_flat_sweep_correlates_with_nothing() -> None:
     probe, before = queen_on_c3(), board("8/8/k7/8/8/8/8/5K2 w")
-    same = [studies.outcome("a", probe, before, before, 0.9, **EMPTY) for _ in range(3)]
+    same = [outcomes.outcome("a", probe, before, before, 0.9, **EMPTY) for _ in range(3)]
     assert verdicts.rise_with_weight((0, 1, 2), same) == (0, 0)
-    broken = studies.outcome("a", probe, before, board("8/8/8/8/8/8/8/5K2 w"), 0.9, **EMPTY)
+    broken = outcomes.outcome("a", probe, before, board("8/8/8/8/8/8/8/5K2 w"), 0.9, **EMPTY)
     assert verdicts.rise_with_weight((0, 1, 2), [broken, broken, same[0]])[0] > 0.5
 
 

@@ -15,12 +15,12 @@ import torch
 from lib import figures
 from lib.backprop.chess.boards import Boards, from_chess
 from lib.backprop.chess.concepts import CONCEPTS
+from lib.backprop.chess.edits import apply
 from lib.backprop.chess.layer_maps import Detection
 from lib.backprop.chess.moves import violations
+from lib.backprop.chess.outcomes import CONCEPT, Outcome, irrelevant_squares
 from lib.backprop.chess.planes import mover_planes
 from lib.backprop.chess.reading import Reader
-from lib.backprop.chess.search import apply
-from lib.backprop.chess.studies import CONCEPT, Outcome, irrelevant_squares
 from lib.figures import DASHES, MARKERS, ROLE
 from lib.probes import ProbeReport
 
