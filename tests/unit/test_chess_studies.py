@@ -19,6 +19,7 @@ from lib.backprop.chess import (
     outcomes,
     pictures,
     planes,
+    quality,
     studies,
     verdicts,
 )
@@ -144,9 +145,16 @@ def test_the_whole_experiment_gives_every_claim_its_number(
     beam = by_name["beam"]
     kinds = {"bop": by_name["relaxed, bop"], "beam": beam, "all": beam, "sure": beam}
     values = verdicts.measured(reader, maps, report, kinds, (0.0, 1.0), swept, checked)
+    modes = quality.modes(bed, reader, beam, names=quality.MODES, n=3)
+    counted = quality.certified(reader, beam, n=2, budget=900, further=0)
+    values |= quality.measured(bed, modes, beam, counted)
     mine = {k for k, claim in claims.ledger().items() if claim.notebook == "53_chess"}
     assert set(values) == mine
     assert values["P5-44"] == 0.0
+    assert list(modes) == ["beam", *quality.MODES]
+    assert all(moves.is_legal(o.after).all() and len(o.after) == 3 for o in modes.values())
+    assert len(quality.mode_rows(bed, modes)) == 4
+    assert sum(row["positions"] for row in quality.certificate_rows(beam, counted)) == 2
     rows = pictures.comparison_rows(reader, found)
     assert len(rows) == len(found)
     assert len(pictures.reader_rows({("guarded", 0.6): beam}, {"guarded": reader})) == 1
