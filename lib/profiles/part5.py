@@ -258,7 +258,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_faults": 500,
             "modes": {
                 "names": ("with recolouring", "typical", "with a move before it"),
-                "n": 30,
+                "n": 100,
             },
             "certified": {"n": 30, "budget": 20_000, "further": 2000},
             "large": {
@@ -278,7 +278,6 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                     "in_check",
                     "material_advantage",
                     "random",
-                    "has_mate_threat",
                 ),
                 "n_detect": 3000,
                 "n_probe": 4000,
