@@ -162,6 +162,34 @@ def test_the_whole_experiment_gives_every_claim_its_number(
     assert len(pictures.detection_rows(maps)) == 3
 
 
+def test_what_is_known_is_not_found_again(bed: studies.Bed, reader: Reader) -> None:
+    few = studies.to_explain(bed, reader, 3)
+    alone = {"bop_steps": 6, "ste_steps": 0, "tau": 0.6, "variants": ("beam",)}
+    bop, beam, _ = studies.compare(bed, reader, few, **alone)
+    kept = studies.compare(bed, reader, few[:2], **alone, known=[beam])[1]
+    assert kept.answers == beam.answers[:2]
+    assert kept.after.identities() == beam.after[:2].identities()
+    assert len(kept.logit) == len(kept.legal) == len(kept.truth) == len(kept.edits) == 2
+    plain, shared = (
+        studies.sweep(bed, reader, few[:2], (0.0, 1.0), 4, known) for known in (None, bop)
+    )
+    for a, b in zip(plain, shared, strict=True):
+        assert a.after.identities() == b.after.identities()
+        assert a.evaluations == b.evaluations == 4
+    for wrong in (
+        lambda: studies.compare(bed, reader, few[1:], **alone, known=[beam]),
+        lambda: studies.sweep(bed, reader, few[1:], (1.0,), 4, bop),
+    ):
+        with pytest.raises(ValueError, match="began with other boards"):
+            wrong()
+
+
+def test_modes_that_there_are_not_are_refused(bed: studies.Bed, reader: Reader) -> None:
+    beam = studies.searched(reader, studies.to_explain(bed, reader, 1), "greedy", [0.6])[0.6]
+    with pytest.raises(ValueError, match=r"modes are with recolouring, .*; got wild"):
+        quality.modes(bed, reader, beam, names=("wild",), n=1)
+
+
 def test_the_trace_is_that_of_a_relaxed_run(bed: studies.Bed, reader: Reader) -> None:
     import matplotlib.pyplot as plt
 

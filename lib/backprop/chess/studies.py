@@ -302,10 +302,11 @@ def sweep(
         require_same_start(known, boards)
         found[LEGALITY] = after_fewer_steps(probe, checker, boards, known.relaxed, n, steps)
     todo = [weight for weight in weights if weight not in found]
-    every = boards[np.tile(np.arange(n), len(todo))]
-    strength = torch.tensor(todo).repeat_interleave(n)
-    whole = relaxed_bop(probe, checker, every, steps=steps, legality=strength)
-    found |= {weight: part_of(whole, k * n, k * n + n) for k, weight in enumerate(todo)}
+    if todo:
+        every = boards[np.tile(np.arange(n), len(todo))]
+        strength = torch.tensor(todo).repeat_interleave(n)
+        whole = relaxed_bop(probe, checker, every, steps=steps, legality=strength)
+        found |= {weight: part_of(whole, k * n, k * n + n) for k, weight in enumerate(todo)}
     seconds = (time.perf_counter() - begun) / (n * len(weights))
     return [_relaxed_outcome("bop", probe, boards, TAU, found[w], seconds) for w in weights]
 
