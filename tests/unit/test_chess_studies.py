@@ -170,6 +170,10 @@ def test_what_is_known_is_not_found_again(bed: studies.Bed, reader: Reader) -> N
     assert kept.answers == beam.answers[:2]
     assert kept.after.identities() == beam.after[:2].identities()
     assert len(kept.logit) == len(kept.legal) == len(kept.truth) == len(kept.edits) == 2
+    start = outcomes.first(bop, 2)
+    assert start.after.identities() == bop.after[:2].identities()
+    assert start.relaxed is not None
+    assert start.relaxed.bits_on.shape == (6, 2)
     plain, shared = (
         studies.sweep(bed, reader, few[:2], (0.0, 1.0), 4, known) for known in (None, bop)
     )

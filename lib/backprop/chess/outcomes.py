@@ -19,7 +19,7 @@ from lib.backprop.chess.edits import changed_cells
 from lib.backprop.chess.moves import is_legal
 from lib.backprop.chess.planes import from_planes, mover_planes
 from lib.backprop.chess.reading import Reader
-from lib.backprop.chess.relaxed import Relaxed
+from lib.backprop.chess.relaxed import Relaxed, part_of
 from lib.backprop.chess.search import Answer
 
 CONCEPT = "threat_my_queen"
@@ -85,7 +85,7 @@ def answered(
 
 def first(made: Outcome, n: int) -> Outcome:
     """The same method on the first n boards alone."""
-    rows = slice(0, n)
+    rows, some = slice(0, n), made.answers[:n]
     return replace(
         made,
         before=made.before[rows],
@@ -94,8 +94,9 @@ def first(made: Outcome, n: int) -> Outcome:
         legal=made.legal[rows],
         truth=made.truth[rows],
         edits=None if made.edits is None else made.edits[rows],
-        evaluations=float(np.mean([a.evaluations for a in made.answers[rows]])),
-        answers=made.answers[rows],
+        evaluations=float(np.mean([a.evaluations for a in some])) if some else made.evaluations,
+        answers=some,
+        relaxed=None if made.relaxed is None else part_of(made.relaxed, 0, n),
     )
 
 
