@@ -6,7 +6,7 @@ import chess
 import numpy as np
 import pytest
 
-from lib.backprop.chess import boards, concepts, large_board, moves, positions, unmoves
+from lib.backprop.chess import boards, concepts, large_board, moves, positions, rules6, unmoves
 from lib.backprop.chess import edits as edits_of
 from lib.backprop.chess.boards import Boards
 
@@ -42,6 +42,45 @@ def test_every_board_before_leads_there_by_a_legal_move(played: Boards) -> None:
     wanted = some.identities()
     assert all(wanted[r] in reached for r, reached in zip(row.tolist(), leads, strict=True))
     assert len(set(zip(row.tolist(), before.identities(), strict=True))) == len(row)
+
+
+def slowly_has_predecessor(after: chess.Board) -> bool:
+    """By python-chess: put each piece of who moved last on each square, and play it back."""
+    mover = not after.turn
+    wanted = after.board_fen()
+    for target in chess.scan_forward(after.occupied_co[mover]):
+        piece = after.piece_at(target)
+        last = rules6.ENDS & chess.BB_SQUARES[target]
+        promoted = last and piece.piece_type != chess.KING
+        kinds = {piece.piece_type} | ({chess.PAWN} if promoted else set())
+        for source in chess.scan_forward(rules6.WINDOW & ~after.occupied):
+            for kind in kinds:
+                for taken in (None, chess.PAWN, chess.KNIGHT, chess.ROOK, chess.QUEEN):
+                    before = after.copy(stack=False)
+                    before.turn = mover
+                    before.remove_piece_at(target)
+                    before.set_piece_at(source, chess.Piece(kind, mover))
+                    if taken:
+                        before.set_piece_at(target, chess.Piece(taken, not mover))
+                    if rules6.status6(before):
+                        continue
+                    for move in list(rules6.legal6(before)):
+                        if move.to_square == target and move.from_square == source:
+                            rules6.push6(before, move)
+                            if before.board_fen() == wanted:
+                                return True
+                            before.pop()
+    return False
+
+
+def test_a_slow_walk_over_all_moves_taken_back_agrees(played: Boards) -> None:
+    edited = edits_of.random_edits(played, 3, seed=0)
+    fast = unmoves.has_predecessor(edited)
+    without, others = (~fast).nonzero()[0], fast.nonzero()[0]
+    assert len(without) >= 5
+    rows = np.concatenate([without[:5], others[:10]])
+    slow = [slowly_has_predecessor(b) for b in boards.to_chess(edited[rows])]
+    assert slow == fast[rows].tolist()
 
 
 # the side that is not to move cannot have moved: king and pawn have no square to come from
