@@ -205,6 +205,8 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_sweep": 12,
             "sweep_steps": 300,
             "n_faults": 300,
+            "modes": {"names": (), "n": 30},
+            "certified": {"n": 4, "budget": 2000, "further": 0},
             "large": {
                 "bed": {
                     "n_games": 200,
@@ -237,6 +239,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "in_check",
                 "material_advantage",
                 "random",
+                "has_mate_threat",
             ),
             "n_probe": 8000,
             "raw_layer": "blocks.block2.first",
@@ -253,6 +256,11 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_sweep": 10,
             "sweep_steps": 300,
             "n_faults": 500,
+            "modes": {
+                "names": ("with recolouring", "typical", "with a move before it"),
+                "n": 100,
+            },
+            "certified": {"n": 30, "budget": 20_000, "further": 2000},
             "large": {
                 "bed": {
                     "n_games": 1500,

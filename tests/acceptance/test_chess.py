@@ -15,6 +15,7 @@ import torch
 from lib import probes
 from lib.backprop import weights_hash
 from lib.backprop.chess import concepts, detection, moves, networks, positions, reading, search
+from lib.backprop.chess import edits as edits_of
 from lib.backprop.chess.boards import concatenate
 from lib.backprop.chess.relaxed import relaxed_bop
 from lib.models import initialise
@@ -75,7 +76,7 @@ def test_search_answers_where_the_authors_procedure_does_not_and_with_half_the_s
         for b in (after, steps.boards)
     ]
     assert joint[0] >= joint[1] + 0.5
-    squares = search.changed_cells(few, steps.boards)
+    squares = edits_of.changed_cells(few, steps.boards)
     assert np.mean([len(a.edits) for a in found]) <= 0.5 * squares.mean()
 
 

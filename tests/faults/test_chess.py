@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib.backprop.chess import concepts, detection, networks, positions, relaxed, search, studies
+from lib.backprop.chess import (
+    concepts,
+    detection,
+    networks,
+    positions,
+    relaxed,
+    search,
+    studies,
+    unmoves,
+)
 from lib.backprop.chess.boards import Boards, from_chess
 from lib.backprop.chess.reading import Reader
 from lib.models import initialise
@@ -91,9 +100,9 @@ def test_a_concept_that_no_position_shows_has_no_sample() -> None:
         detection.sample(played, has_bishop, 20, seed=0)
 
 
-def test_a_concept_of_the_small_game_is_refused_on_the_large_board() -> None:
-    with pytest.raises(ValueError, match="moves of the 6x6 game; the boards have side 8"):
-        concepts.has_mate_threat(board(BARE, 8))
+def test_moves_of_the_small_game_alone_are_taken_back() -> None:
+    with pytest.raises(ValueError, match="moves of the 6x6 game are taken back; the boards have"):
+        unmoves.is_legal_with_history(board(BARE, 8))
 
 
 def test_an_unknown_concept_lists_those_there_are() -> None:

@@ -11,8 +11,9 @@ from torch import nn
 
 from lib import config
 from lib.backprop.chess import concepts, large_board, layer_maps, moves, pictures, search, studies
-from lib.backprop.chess.boards import from_chess, to_chess
+from lib.backprop.chess.boards import concatenate, from_chess, to_chess
 from lib.backprop.chess.detection import Guard
+from lib.backprop.chess.outcomes import outcome
 from lib.backprop.chess.reading import Reader, features_by_layer
 from lib.data import chess as stored
 from lib.data.base import MissingData
@@ -88,7 +89,7 @@ def test_layers_and_answers_of_the_large_board(bed: studies.Bed) -> None:
     assert found["threat_opp_queen"].layers == LAYERS
     assert found["threat_opp_queen"].score.shape == (1, 2)
     readers = {"raw": studies.reader(bed, 300, Guard(("stem",)), seed=0)}
-    made = studies.answers(bed, readers, 2, (0.6,))
+    made = studies.answers(bed, readers, 2, {0.6: tuple(readers)})
     assert list(made) == [("raw", 0.6)]
     assert moves.is_legal(made["raw", 0.6].after).all()
     assert made["raw", 0.6].before.side == 8
@@ -116,10 +117,10 @@ def test_a_board_that_the_rules_deny_exploits_its_probe() -> None:
     fens = ("8/8/k7/8/8/8/8/5K2", "8/8/k7/8/8/2Q5/8/5K2", "8/8/k7/8/1p6/2Q5/8/5K2")
     bare, free, threatened = (from_chess([chess.Board(f"{f} w - - 0 1")], 6) for f in fens)
     rest = {"edits": torch.ones(3), "evaluations": 0.0, "seconds": 0.0}
-    after = studies.concatenate([bare, free, threatened])
-    made = studies.outcome("beam", reader, bare[[0, 0, 0]], after, 0.9, **rest)
+    after = concatenate([bare, free, threatened])
+    made = outcome("beam", reader, bare[[0, 0, 0]], after, 0.9, **rest)
     (row,) = pictures.reader_rows({("raw", 0.9): made}, {"raw": reader})
     assert row["exploits the probe"] == (0.5, pytest.approx(0.354, abs=1e-3))  # of two reached
-    none = studies.outcome("beam", reader, bare[[0, 0, 0]], bare[[0, 0, 0]], 0.9, **rest)
+    none = outcome("beam", reader, bare[[0, 0, 0]], bare[[0, 0, 0]], 0.9, **rest)
     (row,) = pictures.reader_rows({("raw", 0.9): none}, {"raw": reader})
     assert row["exploits the probe"] == ""

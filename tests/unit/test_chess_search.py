@@ -20,6 +20,7 @@ from lib.backprop.chess import (
     relaxed,
     search,
 )
+from lib.backprop.chess import edits as edits_of
 from lib.backprop.chess.boards import Boards
 from lib.backprop.chess.reading import Reader
 from lib.models import initialise
@@ -84,7 +85,7 @@ def network() -> networks.Tower:
 
 
 def test_edits_are_counted_exactly() -> None:
-    edits = search.all_edits(board("8/8/k7/8/2n5/8/8/5K2 w"))
+    edits = edits_of.all_edits(board("8/8/k7/8/2n5/8/8/5K2 w"))
     free = 33
     counts = [(edits.source < 0).sum(), (edits.target < 0).sum()]
     assert counts == [8 * free, 1]  # P N R Q of either side; the knight
@@ -96,14 +97,14 @@ def test_edits_are_counted_exactly() -> None:
 
 def test_an_edit_changes_what_it_says_and_can_be_taken_back(played: positions.Positions) -> None:
     one = played.boards[[5]]
-    edits = search.all_edits(one)
-    after = search.apply(one, edits)
-    cells = search.changed_cells(one[np.zeros(len(after), int)], after)
+    edits = edits_of.all_edits(one)
+    after = edits_of.apply(one, edits)
+    cells = edits_of.changed_cells(one[np.zeros(len(after), int)], after)
     moved = (edits.source >= 0) & (edits.target >= 0)
     assert (cells == 1 + moved).all()
     assert len(set(after.identities())) == len(edits)
-    back = search.Edits(np.arange(len(edits)), edits.piece, edits.target, edits.source)
-    assert set(search.apply(after, back).identities()) == set(one.identities())
+    back = edits_of.Edits(np.arange(len(edits)), edits.piece, edits.target, edits.source)
+    assert set(edits_of.apply(after, back).identities()) == set(one.identities())
 
 
 def test_the_gradient_is_the_probes_weight_on_planes() -> None:
@@ -219,9 +220,9 @@ def test_several_probes_are_read_as_the_least_convinced() -> None:
 
 
 def test_random_edits_stay_legal(played: positions.Positions) -> None:
-    after = search.random_edits(played.boards[:50], 2, seed=0)
+    after = edits_of.random_edits(played.boards[:50], 2, seed=0)
     assert moves.is_legal(after).all()
-    cells = search.changed_cells(played.boards[:50], after)
+    cells = edits_of.changed_cells(played.boards[:50], after)
     assert (cells <= 4).all()
     assert (cells > 0).mean() > 0.9
 

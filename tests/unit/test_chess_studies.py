@@ -12,7 +12,17 @@ import torch
 from torch import nn
 
 from lib import claims
-from lib.backprop.chess import boards, layer_maps, moves, pictures, planes, studies, verdicts
+from lib.backprop.chess import (
+    boards,
+    layer_maps,
+    moves,
+    outcomes,
+    pictures,
+    planes,
+    quality,
+    studies,
+    verdicts,
+)
 from lib.backprop.chess.boards import Boards
 from lib.backprop.chess.detection import Guard, detect
 from lib.backprop.chess.reading import Reader
@@ -86,15 +96,15 @@ def test_boards_to_explain_lack_the_concept_and_are_read_low(
 def test_squares_that_are_not_needed_are_counted() -> None:
     before = board("8/8/k7/8/8/8/8/5K2 w")
     probe = queen_on_c3()
-    exact = studies.outcome("a", probe, before, board("8/8/k7/8/8/2Q5/8/5K2 w"), 0.9, **EMPTY)
-    wasteful = studies.outcome(
+    exact = outcomes.outcome("a", probe, before, board("8/8/k7/8/8/2Q5/8/5K2 w"), 0.9, **EMPTY)
+    wasteful = outcomes.outcome(
         "b", probe, before, board("8/8/k7/5n2/8/2Q5/4p3/5K2 w"), 0.9, **EMPTY
     )
-    assert studies.irrelevant_squares(probe, exact) == 0
-    assert studies.irrelevant_squares(probe, wasteful) == pytest.approx(2 / 3)
+    assert outcomes.irrelevant_squares(probe, exact) == 0
+    assert outcomes.irrelevant_squares(probe, wasteful) == pytest.approx(2 / 3)
     assert exact.reached.tolist() == [True]
-    missed = studies.outcome("c", probe, before, before, 0.9, **EMPTY)
-    assert np.isnan(studies.irrelevant_squares(probe, missed))
+    missed = outcomes.outcome("c", probe, before, before, 0.9, **EMPTY)
+    assert np.isnan(outcomes.irrelevant_squares(probe, missed))
 
 
 EMPTY = {"edits": None, "evaluations": 0.0, "seconds": 0.0}
@@ -103,10 +113,10 @@ EMPTY = {"edits": None, "evaluations": 0.0, "seconds": 0.0}
 def test_truth_is_asked_of_legal_boards_only() -> None:
     before, probe = board("8/8/k7/8/8/8/8/5K2 w"), queen_on_c3()
     threatened = board("8/8/k7/8/1p6/2Q5/8/5K2 w")
-    found = studies.outcome("a", probe, before, threatened, 0.9, **EMPTY)
+    found = outcomes.outcome("a", probe, before, threatened, 0.9, **EMPTY)
     assert found.truth.tolist() == [True]
     no_king = board("8/8/8/8/1p6/2Q5/8/5K2 w")
-    found = studies.outcome("a", probe, before, no_king, 0.9, **EMPTY)
+    found = outcomes.outcome("a", probe, before, no_king, 0.9, **EMPTY)
     assert found.truth.tolist() == [False]
     assert found.legal.tolist() == [False]
 
@@ -135,14 +145,53 @@ def test_the_whole_experiment_gives_every_claim_its_number(
     beam = by_name["beam"]
     kinds = {"bop": by_name["relaxed, bop"], "beam": beam, "all": beam, "sure": beam}
     values = verdicts.measured(reader, maps, report, kinds, (0.0, 1.0), swept, checked)
+    modes = quality.modes(bed, reader, beam, names=quality.MODES, n=3)
+    counted = quality.certified(reader, beam, n=2, budget=900, further=0)
+    values |= quality.measured(bed, modes, beam, counted)
     mine = {k for k, claim in claims.ledger().items() if claim.notebook == "53_chess"}
     assert set(values) == mine
     assert values["P5-44"] == 0.0
+    assert list(modes) == ["beam", *quality.MODES]
+    assert all(moves.is_legal(o.after).all() and len(o.after) == 3 for o in modes.values())
+    assert len(quality.mode_rows(bed, modes)) == 4
+    assert sum(row["positions"] for row in quality.certificate_rows(beam, counted)) == 2
     rows = pictures.comparison_rows(reader, found)
     assert len(rows) == len(found)
     assert len(pictures.reader_rows({("guarded", 0.6): beam}, {"guarded": reader})) == 1
     assert len(pictures.probe_rows({"stem": report})) == 1
     assert len(pictures.detection_rows(maps)) == 3
+
+
+def test_what_is_known_is_not_found_again(bed: studies.Bed, reader: Reader) -> None:
+    few = studies.to_explain(bed, reader, 3)
+    alone = {"bop_steps": 6, "ste_steps": 0, "tau": 0.6, "variants": ("beam",)}
+    bop, beam, _ = studies.compare(bed, reader, few, **alone)
+    kept = studies.compare(bed, reader, few[:2], **alone, known=[beam])[1]
+    assert kept.answers == beam.answers[:2]
+    assert kept.after.identities() == beam.after[:2].identities()
+    assert len(kept.logit) == len(kept.legal) == len(kept.truth) == len(kept.edits) == 2
+    start = outcomes.first(bop, 2)
+    assert start.after.identities() == bop.after[:2].identities()
+    assert start.relaxed is not None
+    assert start.relaxed.bits_on.shape == (6, 2)
+    plain, shared = (
+        studies.sweep(bed, reader, few[:2], (0.0, 1.0), 4, known) for known in (None, bop)
+    )
+    for a, b in zip(plain, shared, strict=True):
+        assert a.after.identities() == b.after.identities()
+        assert a.evaluations == b.evaluations == 4
+    for wrong in (
+        lambda: studies.compare(bed, reader, few[1:], **alone, known=[beam]),
+        lambda: studies.sweep(bed, reader, few[1:], (1.0,), 4, bop),
+    ):
+        with pytest.raises(ValueError, match="began with other boards"):
+            wrong()
+
+
+def test_modes_that_there_are_not_are_refused(bed: studies.Bed, reader: Reader) -> None:
+    beam = studies.searched(reader, studies.to_explain(bed, reader, 1), "greedy", [0.6])[0.6]
+    with pytest.raises(ValueError, match=r"modes are with recolouring, .*; got wild"):
+        quality.modes(bed, reader, beam, names=("wild",), n=1)
 
 
 def test_the_trace_is_that_of_a_relaxed_run(bed: studies.Bed, reader: Reader) -> None:
@@ -161,9 +210,9 @@ def test_the_trace_is_that_of_a_relaxed_run(bed: studies.Bed, reader: Reader) ->
 
 def test_a_flat_sweep_correlates_with_nothing() -> None:
     probe, before = queen_on_c3(), board("8/8/k7/8/8/8/8/5K2 w")
-    same = [studies.outcome("a", probe, before, before, 0.9, **EMPTY) for _ in range(3)]
+    same = [outcomes.outcome("a", probe, before, before, 0.9, **EMPTY) for _ in range(3)]
     assert verdicts.rise_with_weight((0, 1, 2), same) == (0, 0)
-    broken = studies.outcome("a", probe, before, board("8/8/8/8/8/8/8/5K2 w"), 0.9, **EMPTY)
+    broken = outcomes.outcome("a", probe, before, board("8/8/8/8/8/8/8/5K2 w"), 0.9, **EMPTY)
     assert verdicts.rise_with_weight((0, 1, 2), [broken, broken, same[0]])[0] > 0.5
 
 

@@ -4,12 +4,15 @@ What does a network think a concept looks like, where an input is a position and
 Boards cannot be changed a little, and most changes make no position. In reading order:
 
 - `boards`: many positions at once, as bitboards; `rules6`: the same rules on python-chess;
-- `moves`: attacks, exact legality, legal moves; `concepts`: what the rules decide;
-- `planes`: what networks read; `positions`: games to fit and test on;
+- `moves`: attacks, exact legality, legal moves; `unmoves`: the move before, as a stronger rule;
+- `concepts`: what the rules decide; `planes`: what networks read;
+- `positions`: games to fit and test on; `typical`: how like them a board is;
 - `networks`, `maia`: the authors' 6x6 tower and checker, small ones like them, Maia;
 - `reading`: probes of a frozen network; `detection`: how they are fitted and guarded;
-- `search`: the fewest legal edits; `relaxed`: the authors' bits, and a smooth form of them;
-- `studies`, `layer_maps`, `large_board`, `pictures`, `editor`: notebook 53. Import these by name.
+- `edits`, `search`: the fewest legal edits; `certificates`: that there are no fewer;
+- `relaxed`: the authors' bits, and a smooth form of them;
+- `outcomes`, `studies`, `quality`, `layer_maps`, `large_board`, `verdicts`, `pictures`, `editor`:
+  notebook 53. Import these by name.
 """
 
 from __future__ import annotations

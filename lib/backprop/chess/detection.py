@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from lib import probes
 from lib.backprop.chess.boards import KING, Boards, Flags, Numbers, concatenate
 from lib.backprop.chess.concepts import owns_queen
+from lib.backprop.chess.edits import random_edits
 from lib.backprop.chess.planes import mover_planes, published_planes
 from lib.backprop.chess.positions import Positions, balanced
 from lib.backprop.chess.reading import Encode, Reader, features
-from lib.backprop.chess.search import VARIANTS, maximise_board, random_edits
+from lib.backprop.chess.search import VARIANTS, maximise_at
 from lib.probes import Probe, ProbeReport, fit_wide
 
 Concept = Callable[[Boards], Flags]
@@ -156,10 +157,8 @@ def fit_reader(
     for _ in progress(rounds) if progress else rounds:
         few = pool[draw.permutation(len(pool))[: 4 * guard.n_mined]]
         start = few[candidates(reader, few, concept)[: guard.n_mined]]
-        found = concatenate([
-            maximise_board(reader, start[[k]], tau, VARIANTS["greedy"]).board
-            for tau in (guard.tau, 0.99) for k in range(len(start))
-        ])  # fmt: skip
+        made = maximise_at(reader, start, (guard.tau, 0.99), VARIANTS["greedy"])
+        found = concatenate([a.board for tau in (guard.tau, 0.99) for a in made[tau]])
         boards = concatenate([boards, *[found] * guard.weight])
         label = np.concatenate([label, *[concept(found)] * guard.weight])
         reader = _fitted(network, boards, label, guard, encode)

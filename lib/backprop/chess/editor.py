@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from lib.backprop.chess.boards import Boards, Flags, Numbers
+from lib.backprop.chess.edits import NOWHERE, Edits, all_edits, apply, describe
 from lib.backprop.chess.moves import is_legal
 from lib.backprop.chess.pictures import DARK, LIGHT, MINE, THEIRS, TINT
 from lib.backprop.chess.planes import mover_planes
 from lib.backprop.chess.reading import Reader
-from lib.backprop.chess.search import NOWHERE, Edits, all_edits, apply, describe
 
 if TYPE_CHECKING:
     import ipywidgets

@@ -4,7 +4,7 @@ Two sources of truth stand beside this one in the tests: python-chess through `r
 checker that walks over squares.
 
 Public names: `attacked`, `in_check`, `violations`, `is_legal`, `Moves`, `legal_moves`, `play`,
-`perft`.
+`perft`, `reached`, `promotions`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lib.backprop.chess.boards import (
     KING,
     KNIGHT,
     PAWN,
+    PIECES,
     QUEEN,
     ROOK,
     Bits,
@@ -33,7 +34,6 @@ from lib.backprop.chess.boards import (
 STRAIGHT = ((0, 1), (1, 0), (0, -1), (-1, 0))  # (file, rank)
 DIAGONAL = ((1, 1), (1, -1), (-1, -1), (-1, 1))
 JUMPS = ((1, 2), (2, 1), (2, -1), (1, -2), (-1, -2), (-2, -1), (-2, 1), (-1, 2))
-PROMOTIONS = (QUEEN, ROOK, KNIGHT)  # there are no bishops on the small board
 SMALL = 6
 
 
@@ -163,22 +163,26 @@ class Moves:
         return len(self.board)
 
 
+def promotions(side: int) -> tuple[int, ...]:
+    """What a pawn can become; there are no bishops on the small board."""
+    return (QUEEN, ROOK, KNIGHT) if side == SMALL else (QUEEN, ROOK, BISHOP, KNIGHT)
+
+
 def legal_moves(boards: Boards, targets: Bits | None = None) -> Moves:
-    """All legal moves of all boards of the small game: no double step, en passant or castling.
+    """All legal moves of all boards that a position without history shows.
+
+    No castling and no en passant, as boards keep no rights; double steps of pawns on the large
+    board alone.
 
     Args:
         targets: `[n]`, squares that moves must end on; all by default.
 
-    Raises:
-        ValueError: boards of another side than 6.
-
     Source: specification of document 5, section 5.4 (`legal6`).
     """
-    if boards.side != SMALL:
-        raise ValueError(f"these are the moves of the 6x6 game; the boards have side {boards.side}")
-    allowed = ~np.bitwise_or.reduce(boards.own, 1) & window(SMALL)
+    allowed = ~np.bitwise_or.reduce(boards.own, 1) & window(boards.side)
     allowed = allowed if targets is None else allowed & targets
-    parts = [_moves_of(boards, piece, allowed) for piece in (PAWN, KNIGHT, ROOK, QUEEN, KING)]
+    kinds = (PAWN, KNIGHT, ROOK, QUEEN, KING) if boards.side == SMALL else range(len(PIECES))
+    parts = [_moves_of(boards, piece, allowed) for piece in kinds]
     board, piece, source, target, promotion = (np.concatenate(x) for x in zip(*parts, strict=True))
     order = np.argsort(board, kind="stable")
     board, piece, source, target, promotion = (
@@ -214,6 +218,17 @@ def play(
     return Boards(own, other, boards.white[board], boards.side)
 
 
+def reached(piece: int, x: Bits, empty: Bits, side: int) -> Bits:
+    """Squares that a piece other than a pawn goes to from each square, `[n]`.
+
+    Along a line the first square that is not empty is the last that is reached.
+    """
+    if piece in (KNIGHT, KING):
+        return _steps(x, side, JUMPS if piece == KNIGHT else STRAIGHT + DIAGONAL)
+    lines = {ROOK: STRAIGHT, BISHOP: DIAGONAL, QUEEN: STRAIGHT + DIAGONAL}
+    return _rays(x, empty, side, lines[piece])
+
+
 def _moves_of(
     boards: Boards, piece: int, allowed: Bits
 ) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
@@ -224,21 +239,21 @@ def _moves_of(
     if piece == PAWN:
         enemies = np.bitwise_or.reduce(boards.other, 1)[board]
         reach = step(x, side, 0, 1) & ~occupied
+        if side != SMALL:  # from the second rank, over an empty square
+            reach |= step(reach & np.uint64(0xFF << 16), side, 0, 1) & ~occupied
         reach |= _steps(x, side, ((1, 1), (-1, 1))) & enemies
-    elif piece in (KNIGHT, KING):
-        reach = _steps(x, side, JUMPS if piece == KNIGHT else STRAIGHT + DIAGONAL)
     else:
-        lines = STRAIGHT + DIAGONAL if piece == QUEEN else STRAIGHT
-        reach = _rays(x, ~occupied, side, lines)
+        reach = reached(piece, x, ~occupied, side)
     which, target = bits(reach & allowed[board]).nonzero()
     board, source = board[which], source[which]
     promotion = np.full(len(board), -1)
     if piece == PAWN:
-        times = np.where(target // 8 == side - 1, len(PROMOTIONS), 1)
+        become = np.array(promotions(side))
+        times = np.where(target // 8 == side - 1, len(become), 1)
         first = np.repeat(times.cumsum() - times, times)
         turn = np.arange(times.sum()) - first
         board, source, target, times = (np.repeat(v, times) for v in (board, source, target, times))
-        promotion = np.where(times > 1, np.array(PROMOTIONS)[turn], -1)
+        promotion = np.where(times > 1, become[turn], -1)
     return board, np.full(len(board), piece), source, target, promotion
 
 

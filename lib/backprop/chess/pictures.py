@@ -15,12 +15,12 @@ import torch
 from lib import figures
 from lib.backprop.chess.boards import Boards, from_chess
 from lib.backprop.chess.concepts import CONCEPTS
+from lib.backprop.chess.edits import apply
 from lib.backprop.chess.layer_maps import Detection
 from lib.backprop.chess.moves import violations
+from lib.backprop.chess.outcomes import CONCEPT, Outcome, irrelevant_squares
 from lib.backprop.chess.planes import mover_planes
 from lib.backprop.chess.reading import Reader
-from lib.backprop.chess.search import apply
-from lib.backprop.chess.studies import CONCEPT, Outcome, irrelevant_squares
 from lib.figures import DASHES, MARKERS, ROLE
 from lib.probes import ProbeReport
 
@@ -67,7 +67,12 @@ def draw_board(axis: Axes, board: Boards, title: str, *, before: Boards | None =
             axis.add_patch(_square(file, rank, colour))
     for piece, rank, file in planes.nonzero().tolist():
         glyph = MINE[piece] if piece < 6 else THEIRS[piece - 6]
-        axis.text(file, rank - 0.04, glyph, ha="center", va="center", size=12, family="DejaVu Sans")
+        drawn = axis.text(
+            file, rank - 0.04, glyph, ha="center", va="center", size=12, family="DejaVu Sans"
+        )
+        drawn.set_in_layout(False)  # inside the board: measuring it takes most of the drawing
+    axis.set_xticks([])
+    axis.set_yticks([])
     axis.set_xlim(-0.5, side - 0.5)
     axis.set_ylim(-0.5, side - 0.5)
     axis.set_aspect("equal")

@@ -5,13 +5,13 @@ and then drops those without a use; `relaxed_ste` is the same problem with gates
 in the forward pass and smooth in the backward pass. Neither knows the rules: what they return is
 judged by them afterwards.
 
-Public names: `relaxed_bop`, `relaxed_ste`, `Relaxed`, `Bop`, `compose`.
+Public names: `relaxed_bop`, `after_fewer_steps`, `relaxed_ste`, `Relaxed`, `Bop`, `compose`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,8 @@ class Relaxed:
     bits_on: Tensor  # [steps, n]
     probe_history: Tensor  # [steps, n], logits
     checker_history: Tensor  # [steps, n], probabilities
-    evaluations: int  # gradients a board
+    evaluations: int  # steps, each with the gradient of every board
+    lasted: Tensor | None = None  # [n, 13, 6, 6], step at which a bit of bop went off; -1: still on
 
 
 class Bop:
@@ -108,32 +109,83 @@ def relaxed_bop(
     boards: Boards,
     *,
     steps: int = 1000,
-    legality: float = LEGALITY,
+    legality: float | Tensor = LEGALITY,
     progress: Progress | None = None,
 ) -> Relaxed:
     """The authors' run on each board: BCE to 1, the checker's BCE to 0, 0.005 a bit; last iterate.
 
-    `legality` is the checker's weight, 1 in the authors' notebook.
+    A board none of whose bits has turned has the gradient it had: it is not taken anew.
+
+    Args:
+        legality: weight of the checker, of all boards or `[n]`; 1 in the authors' notebook.
 
     Raises:
-        ValueError: a board to start from is illegal, or no gradient reaches the probe.
+        ValueError: a board to start from is illegal, no gradient reaches the probe, or the
+            weights are not one a board.
 
     Source: specification of document 5, section 1.4. The checker is a parameter: the authors' own,
     or one trained as theirs was.
     """
     _require_legal(boards)
     x, white = mover_planes(boards), torch.from_numpy(boards.white.copy())
+    weight = torch.as_tensor(legality, dtype=x.dtype).expand(len(x))
     optimiser = Bop((len(x), 13, 6, 6))
+    gradient, said = torch.zeros(len(x), 13, 6, 6), torch.zeros(3, len(x))
+    lasted = torch.full((len(x), 13, 6, 6), -1)
+    turned = torch.arange(len(x))
     rows: list[Tensor] = []
-    for _ in progress(range(steps)) if progress else range(steps):
-        bits = optimiser.on.requires_grad_()
-        logit, unlike = _judge(reader, checker, x, white, bits)
-        price = legality * F.softplus(unlike) + BIT_PRICE * bits.sum((1, 2, 3))
-        loss = F.softplus(-logit) + price
-        (g,) = torch.autograd.grad(loss.sum(), bits)
-        optimiser.step(g)
-        rows.append(torch.stack([bits.detach().sum((1, 2, 3)), logit, unlike.sigmoid()]).detach())
-    return _result(reader, checker, boards, optimiser.on, rows)
+    for step in progress(range(steps)) if progress else range(steps):
+        if len(turned):
+            bits = optimiser.on[turned].requires_grad_()
+            logit, unlike = _judge(reader, checker, x[turned], white[turned], bits)
+            price = weight[turned] * F.softplus(unlike) + BIT_PRICE * bits.sum((1, 2, 3))
+            loss = F.softplus(-logit) + price
+            (gradient[turned],) = torch.autograd.grad(loss.sum(), bits)
+            now = torch.stack([bits.detach().sum((1, 2, 3)), logit, unlike.sigmoid()])
+            said[:, turned] = now.detach()
+        was = optimiser.value > 0
+        optimiser.step(gradient)
+        different = (optimiser.value > 0) != was
+        lasted[different & was] = step
+        turned = different.flatten(1).any(1).nonzero().flatten()
+        rows.append(said.clone())
+    return replace(_result(reader, checker, boards, optimiser.on, rows), lasted=lasted)
+
+
+def after_fewer_steps(
+    reader: Reader, checker: nn.Module, boards: Boards, run: Relaxed, n: int, steps: int
+) -> Relaxed:
+    """What `relaxed_bop` would have returned for the first n boards after fewer steps.
+
+    Bits only go off, so the steps at which they went say what was on at any time.
+
+    Args:
+        boards: `[n_boards]`, those of the run; the first n are looked at.
+
+    Raises:
+        ValueError: the run is not one of `relaxed_bop`, or had fewer boards or steps.
+    """
+    if run.lasted is None or not 1 <= steps <= run.evaluations or n > len(run.lasted):
+        raise ValueError(
+            f"want a run of relaxed_bop with at least {n} boards and {steps} steps, got "
+            f"{run.evaluations} steps on {len(run.boards)} boards"
+        )
+    lasted = run.lasted[:n]
+    bits = ((lasted < 0) | (lasted >= steps)).float()
+    histories = (run.bits_on, run.probe_history, run.checker_history)
+    rows = list(torch.stack([x[:steps, :n] for x in histories], 1))
+    found = _result(reader, checker, boards[:n], bits, rows)
+    return replace(found, lasted=torch.where(lasted >= steps, -1, lasted))
+
+
+def part_of(run: Relaxed, start: int, stop: int) -> Relaxed:
+    """The run on boards `start` to `stop` alone."""
+    of_boards = ("boards", "before", "after", "illegal")
+    cut = {name: getattr(run, name)[start:stop] for name in of_boards}
+    for name in ("bits_on", "probe_history", "checker_history"):
+        cut[name] = getattr(run, name)[:, start:stop]
+    lasted = None if run.lasted is None else run.lasted[start:stop]
+    return replace(run, **cut, lasted=lasted)
 
 
 def relaxed_ste(

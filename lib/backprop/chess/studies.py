@@ -1,8 +1,8 @@
 """The chess experiments of document 5: what notebook 53 measures.
 
 In reading order: `Bed`, `prepare` (positions, a tower with its checkpoints, a checker), `reader`,
-`Outcome` and `compare` (every method on the same boards), `answers` (every reader on its own
-boards), `irrelevant_squares`, `sweep` (the strength of the legality constraint), `checker_faults`.
+`to_explain`, `answers` (every reader on its own boards), `compare` (every method on the same
+boards), `sweep` (the strength of the legality constraint), `checker_faults`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lib import cache, models
 from lib.backprop.chess import networks
-from lib.backprop.chess.boards import Boards, Flags, concatenate
+from lib.backprop.chess.boards import Boards
 from lib.backprop.chess.concepts import CONCEPTS
 from lib.backprop.chess.detection import (
     Guard,
@@ -27,31 +27,33 @@ from lib.backprop.chess.detection import (
     fit_reader,
     sample,
 )
-from lib.backprop.chess.moves import is_legal, violations
-from lib.backprop.chess.planes import (
-    from_planes,
-    mover_planes,
-    published_pieces,
-    published_planes,
+from lib.backprop.chess.edits import all_edits, apply, random_edits
+from lib.backprop.chess.moves import violations
+from lib.backprop.chess.outcomes import (
+    CONCEPT,
+    TAU,
+    Outcome,
+    answered,
+    first,
+    outcome,
+    require_same_start,
 )
+from lib.backprop.chess.planes import mover_planes, published_pieces, published_planes
 from lib.backprop.chess.positions import Positions, fetch_positions, held_out
 from lib.backprop.chess.reading import Encode, Reader, features_by_layer
-from lib.backprop.chess.relaxed import Relaxed, relaxed_bop, relaxed_ste
-from lib.backprop.chess.search import (
-    VARIANTS,
-    Answer,
-    all_edits,
-    apply,
-    changed_cells,
-    maximise_boards,
-    random_edits,
+from lib.backprop.chess.relaxed import (
+    LEGALITY,
+    Relaxed,
+    after_fewer_steps,
+    part_of,
+    relaxed_bop,
+    relaxed_ste,
 )
+from lib.backprop.chess.search import VARIANTS, maximise_at
 from lib.data import chess as stored
 from lib.probes import Probe
 
 Progress = Callable[[range], Iterator[int]]
-CONCEPT = "threat_my_queen"
-TAU = 0.9
 HELD_OUT = 0.2  # share of the games that no probe is fitted on
 
 
@@ -193,71 +195,28 @@ def to_explain(bed: Bed, probe: Reader, n: int) -> Boards:
     return few[rows]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One method on n boards."""
-
-    method: str
-    before: Boards
-    after: Boards
-    logit: Tensor  # [n], the probe's, afterwards
-    tau: float
-    legal: Flags  # [n]
-    truth: Flags  # [n], the rules confirm the concept
-    edits: Tensor | None  # [n], or None where a method makes none
-    evaluations: float  # boards read, or gradients taken, a board
-    seconds: float  # a board
-    answers: tuple[Answer, ...] = ()
-    relaxed: Relaxed | None = None
-
-    @property
-    def reached(self) -> Flags:
-        """Whether the probe reads at least tau, `[n]`."""
-        return self.logit.numpy() >= np.log(self.tau / (1 - self.tau))
-
-    @property
-    def cells(self) -> Tensor:
-        """Squares that changed, `[n]`."""
-        return torch.from_numpy(changed_cells(self.before, self.after))
-
-
-def outcome(
-    method: str, probe: Reader, before: Boards, after: Boards, tau: float, **more: object
-) -> Outcome:
-    """Judge boards by the probe and by the rules."""
-    legal = is_legal(after)
-    truth = np.zeros(len(after), bool)
-    ask = legal.nonzero()[0]
-    if len(ask):
-        truth[ask] = CONCEPTS[CONCEPT](after[ask])
-    return Outcome(method, before, after, probe.logits(after), tau, legal, truth, **more)  # type: ignore[arg-type]
-
-
-def searched(probe: Reader, boards: Boards, variant: str, tau: float, *, seed: int = 0) -> Outcome:
-    """One variant of the beam search."""
-    answers = maximise_boards(probe, boards, tau, VARIANTS[variant], seed=seed)
-    return outcome(
-        variant,
-        probe,
-        boards,
-        concatenate([a.board for a in answers]),
-        tau,
-        edits=torch.tensor([len(a.edits) for a in answers]),
-        evaluations=float(np.mean([a.evaluations for a in answers])),
-        seconds=float(np.mean([a.seconds for a in answers])),
-        answers=tuple(answers),
-    )
+def searched(
+    probe: Reader, boards: Boards, variant: str, taus: Sequence[float], *, seed: int = 0
+) -> dict[float, Outcome]:
+    """One variant of the beam search at each tau."""
+    found = maximise_at(probe, boards, taus, VARIANTS[variant], seed=seed)
+    return {tau: answered(variant, probe, boards, tau, made) for tau, made in found.items()}
 
 
 def answers(
-    bed: Bed, readers: Mapping[str, Reader], n: int, taus: Sequence[float]
+    bed: Bed, readers: Mapping[str, Reader], n: int, taus: Mapping[float, Sequence[str]]
 ) -> dict[tuple[str, float], Outcome]:
-    """The beam with each reader at each tau, on n boards that this reader reads low."""
-    return {
-        (name, tau): searched(probe, to_explain(bed, probe, n), "beam", tau)
-        for name, probe in readers.items()
-        for tau in taus
-    }
+    """The beam with readers at each tau, on n boards that the reader reads low.
+
+    Args:
+        taus: tau -> names of the readers that are asked for it; the order of the results.
+    """
+    found: dict[tuple[str, float], Outcome] = {}
+    for name, probe in readers.items():
+        asked = [tau for tau, names in taus.items() if name in names]
+        made = searched(probe, to_explain(bed, probe, n), "beam", asked)
+        found |= {(name, tau): outcome for tau, outcome in made.items()}
+    return {(name, tau): found[name, tau] for tau, names in taus.items() for name in names}
 
 
 def relaxed(
@@ -269,10 +228,16 @@ def relaxed(
         found = relaxed_bop(probe, checker, boards, steps=steps, legality=legality)
     else:
         found = relaxed_ste(probe, checker, boards, steps=steps)
-    taken = (time.perf_counter() - begun) / len(boards)
+    seconds = (time.perf_counter() - begun) / len(boards)
+    return _relaxed_outcome(kind, probe, boards, tau, found, seconds)
+
+
+def _relaxed_outcome(
+    kind: str, probe: Reader, boards: Boards, tau: float, found: Relaxed, seconds: float
+) -> Outcome:
     return outcome(
-        f"relaxed, {kind}", probe, boards, found.boards, tau,
-        edits=None, evaluations=float(steps), seconds=taken, relaxed=found,
+        f"relaxed, {kind}", probe, boards, found.boards, tau, edits=None,
+        evaluations=float(found.evaluations), seconds=seconds, relaxed=found,
     )  # fmt: skip
 
 
@@ -286,14 +251,24 @@ def compare(
     bop_steps: int = 1000,
     ste_steps: int = 500,
     seed: int = 0,
+    known: Sequence[Outcome] = (),
 ) -> list[Outcome]:
-    """Every method on the same boards, and random legal edits as many as the beam makes."""
+    """Every method on the same boards, and random legal edits as many as the beam makes.
+
+    Args:
+        known: outcomes whose first boards are these and that need not be found again.
+    """
     found = [
-        relaxed(bed, probe, boards, tau, kind=kind, steps=steps, legality=1.0)
+        relaxed(bed, probe, boards, tau, kind=kind, steps=steps, legality=LEGALITY)
         for kind, steps in (("bop", bop_steps), ("ste", ste_steps))
         if steps
     ]
-    found += [searched(probe, boards, name, tau, seed=seed) for name in variants]
+    for o in known:
+        require_same_start(o, boards)
+    done = {o.method: first(o, len(boards)) for o in known}
+    found += [
+        done.get(name) or searched(probe, boards, name, [tau], seed=seed)[tau] for name in variants
+    ]
     n_edits = 2
     after = random_edits(boards, n_edits, seed=seed)
     edits = torch.full((len(boards),), n_edits)
@@ -305,38 +280,35 @@ def compare(
     ]
 
 
-def irrelevant_squares(probe: Reader, made: Outcome) -> float:
-    """Share of the changed squares that can be put back alone while the probe still reads tau.
-
-    Over boards that reached it; NaN if none did.
-    """
-    goal = float(np.log(made.tau / (1 - made.tau)))
-    before, after = mover_planes(made.before), mover_planes(made.after)
-    parts, whites = [], []
-    for k in made.reached.nonzero()[0]:
-        different = (before[k] != after[k]).any(0)
-        for row, column in different.nonzero().tolist():
-            back = after[k].clone()
-            back[:, row, column] = before[k][:, row, column]
-            parts.append(back)
-            whites.append(bool(made.before.white[k]))
-    if not parts:
-        return float("nan")
-    boards = from_planes(torch.stack(parts), torch.tensor(whites))
-    return (probe.logits(boards) >= goal).double().mean().item()
-
-
 def sweep(
-    bed: Bed, probe: Reader, boards: Boards, weights: Sequence[float], steps: int
+    bed: Bed,
+    probe: Reader,
+    boards: Boards,
+    weights: Sequence[float],
+    steps: int,
+    known: Outcome | None = None,
 ) -> list[Outcome]:
-    """The authors' optimiser under several weights of the learned checker.
+    """The authors' optimiser under several weights of the learned checker, all at once.
+
+    Args:
+        known: their run at weight 1 with at least as many steps, whose first boards are these;
+            the run with that weight is then its beginning.
 
     Source: document 5, first experiments, the third.
     """
-    return [
-        relaxed(bed, probe, boards, TAU, kind="bop", steps=steps, legality=weight)
-        for weight in weights
-    ]
+    begun, checker, n = time.perf_counter(), _checker(bed), len(boards)
+    found: dict[float, Relaxed] = {}
+    if known is not None and known.relaxed is not None and LEGALITY in weights:
+        require_same_start(known, boards)
+        found[LEGALITY] = after_fewer_steps(probe, checker, boards, known.relaxed, n, steps)
+    todo = [weight for weight in weights if weight not in found]
+    if todo:
+        every = boards[np.tile(np.arange(n), len(todo))]
+        strength = torch.tensor(todo).repeat_interleave(n)
+        whole = relaxed_bop(probe, checker, every, steps=steps, legality=strength)
+        found |= {weight: part_of(whole, k * n, k * n + n) for k, weight in enumerate(todo)}
+    seconds = (time.perf_counter() - begun) / (n * len(weights))
+    return [_relaxed_outcome("bop", probe, boards, TAU, found[w], seconds) for w in weights]
 
 
 def checker_faults(bed: Bed, n: int, *, seed: int) -> list[dict[str, object]]:

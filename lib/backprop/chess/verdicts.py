@@ -15,9 +15,9 @@ from torch import Tensor
 from lib import bootstrap
 from lib.backprop.chess.boards import Flags
 from lib.backprop.chess.layer_maps import Detection
+from lib.backprop.chess.outcomes import Outcome, irrelevant_squares
 from lib.backprop.chess.pictures import n_legal_published
 from lib.backprop.chess.reading import Reader
-from lib.backprop.chess.studies import Outcome, irrelevant_squares
 from lib.probes import ProbeReport
 
 Value = float | tuple[float, float] | None
