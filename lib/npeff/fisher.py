@@ -48,6 +48,7 @@ from lib.npeff.terms import cotangents, terms
 Progress = Callable[[Sequence[range]], Iterator[range]]
 SPARSE = 0.05  # share of a layer's weights that an example may use for the sparse way to pay
 NUMBERS = 2**26  # of dense gradients that the activations held at a time belong to
+SPARE = 32  # rows of nothing that cost less than a batch of their own
 PIECE = 2**21  # of them written at a time: 8 MB, which stay in a processor's cache
 
 
@@ -137,16 +138,20 @@ def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _groups(n_terms: Tensor, most: int, rows: int) -> list[range]:
-    """Consecutive examples, at most `most`, and at most `rows` rows with the longest list."""
+    """Consecutive examples, at most `most`, and at most `rows` rows with the longest list.
+
+    Args:
+        n_terms: int64 ``[n]``, ascending.
+    """
     groups, start, counts = [], 0, n_terms.tolist()
     while start < len(counts):
-        stop = start + 1
-        while (
-            stop < len(counts)
-            and stop - start < most
-            and (stop - start + 1) * counts[stop] <= rows
-            and counts[stop] <= 2 * counts[start]  # else the short ones wait for the long ones
-        ):
+        stop, present = start + 1, counts[start]
+        while stop < len(counts) and stop - start < most:
+            whole = (stop - start + 1) * counts[stop]
+            spare = whole - present - counts[stop]  # rows of nothing, so that all are as long
+            if whole > rows or spare > max(SPARE, whole // 4):
+                break
+            present += counts[stop]
             stop += 1
         groups.append(range(start, stop))
         start = stop
