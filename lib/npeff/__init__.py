@@ -6,7 +6,8 @@ In the order of the method:
   ``archive`` keeps them, ``store`` prunes, normalises and chooses, ``rows`` is its arithmetic.
 - ``factorise``: low-rank decomposition; ``diagonal``: the diagonal one; ``decomposition``: their
   result; ``coefficients``: new examples and expansion; ``alternating``, ``products``,
-  ``nonnegative``: the parts that these share; ``distributed``: columns over processes.
+  ``nonnegative``: the parts that these share; ``factors``, ``out_of_core``: the data, in memory or
+  in files; ``distributed``: columns over processes.
 - ``perturb``, ``perturb_diagonal``: changes of the parameters along a component; ``divergence``,
   ``selectivity``: what they do to predictions; ``repair``: mending a flawed heuristic.
 - ``matching``: decompositions side by side; ``concept_search``: what top examples share;

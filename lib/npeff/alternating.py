@@ -21,11 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import cache
-from lib.npeff import store
 from lib.npeff.decomposition import Option, read_tensors, write_tensors
+from lib.npeff.factors import Factors
 from lib.npeff.products import Columns, Group
-from lib.npeff.store import Fishers
 
 REFRESH = 50  # steps between two computations of B and Q from G, and between two checkpoints
 EPSILON = 1e-9  # of the multiplicative rule (2.2): only prevents 0 / 0
@@ -62,12 +60,12 @@ class Problem:
 
 
 def problem_of(
-    fishers: Fishers, n_free: int, device: torch.device, *, pull: float = 0.0, pull_to: float = 0.0
+    data: Factors, n_free: int, device: torch.device, *, pull: float = 0.0, pull_to: float = 0.0
 ) -> Problem:
     """The data's part of a problem, on a device."""
-    example = fishers.example.to(device)
-    sizes = torch.searchsorted(example, torch.arange(len(fishers) + 1, device=device))
-    return Problem(example, sizes, store.energy(fishers), n_free, pull, pull_to)
+    example = data.example.to(device)
+    sizes = torch.searchsorted(example, torch.arange(len(data) + 1, device=device))
+    return Problem(example, sizes, data.energy, n_free, pull, pull_to)
 
 
 @dataclass
@@ -223,11 +221,9 @@ def best_length(two: float, three: float, four: float, *, slope: float) -> float
     return float(real[int(np.argmin(values))]) if values and min(values) < 0 else 0.0
 
 
-def key_of(fishers: Fishers, r: int, seed: int, options: dict[str, Option]) -> dict[str, Option]:
+def key_of(data: Factors, r: int, seed: int, options: dict[str, Option]) -> dict[str, Option]:
     """What a checkpoint must agree in: the data's hash, r, seed and options."""
-    names = ("values", "columns", "offsets", "example", "kept")
-    data = cache.state_hash({name: getattr(fishers, name) for name in names})
-    return {"data": data, "r": r, "seed": seed, **options}
+    return {"data": data.digest, "r": r, "seed": seed, **options}
 
 
 class Space(Protocol):

@@ -2,10 +2,11 @@
 
 `fetch_fishers` makes the PEFs of `part` examples at a time, one cache entry each, so that a killed
 run goes on where it was. `write` streams any number of such parts into plain array files below a
-folder, and `read` maps them: `store.take` then reads the examples that are asked for and no others.
-A factorisation does hold the entries of its PEFs in memory, by row and by column (16 bytes each).
+folder, and `read` maps them: `store.take` then reads the examples that are asked for and no others;
+`read_parts` goes through all of them, some at a time. A factorisation holds the entries of its PEFs
+in memory, by row and by column (16 bytes each), unless `lib.npeff.out_of_core` keeps them in files.
 
-Public names: `fetch_fishers`, `fetch_parts`, `write`, `read`.
+Public names: `fetch_fishers`, `fetch_parts`, `write`, `read`, `read_parts`.
 
 Source: specification 9, memory-map long runs and make writing resumable.
 """
@@ -162,27 +163,87 @@ def read(folder: Path) -> Fishers:
         FileNotFoundError: no finished PEFs there.
         ValueError: an array file of another length than was written.
     """
-    if not (folder / MANIFEST).is_file():
-        raise FileNotFoundError(
-            f"no finished PEFs in {folder.name}: {MANIFEST} is missing, so writing did not end; "
-            "remove the folder and write again"
-        )
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = read_manifest(folder, MANIFEST, "PEFs")
     arrays = {}
     for name, (dtype, count) in manifest["arrays"].items():
+        # copy on write, so that torch may have the memory without a warning
         path = folder / f"{name}.bin"
+        mapped = np.memmap(path, dtype, "c", shape=(count,)) if count else np.empty(0, dtype)
+        arrays[name] = torch.from_numpy(mapped)
+    return _of_manifest(manifest, arrays)
+
+
+def read_parts(folder: Path, part: int = 512) -> Iterator[Fishers]:
+    """The PEFs of such a folder, `part` examples after the other, one part in memory at a time.
+
+    Coefficients of any number of examples: ``fit_coefficients(found, normalise(one))`` of each.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read`; parts of less than one example.
+    """
+    if part < 1:
+        raise ValueError(f"want parts of at least 1 example, got {part}")
+    manifest = read_manifest(folder, MANIFEST, "PEFs")
+    n_classes = manifest["n_classes"]
+
+    def array(name: str, first: int = 0, last: int | None = None) -> Tensor:
+        dtype, count = manifest["arrays"][name]
+        last = count if last is None else last
+        return read_array(folder / f"{name}.bin", dtype, last - first, first)
+
+    example, kept = array("example"), array("kept")
+    n = manifest["arrays"]["norms"][1]
+    for first in range(0, n, part):
+        last = min(first + part, n)
+        lo, hi = torch.searchsorted(example, torch.tensor([first, last])).tolist()
+        offsets = array("offsets", lo, hi + 1)
+        a, b = int(offsets[0]), int(offsets[-1])
+        arrays = {
+            "values": array("values", a, b),
+            "columns": array("columns", a, b),
+            "offsets": offsets - a,
+            "example": example[lo:hi] - first,
+            "norms": array("norms", first, last),
+            "logits": array("logits", first * n_classes, last * n_classes),
+            "kept": kept,
+        }
+        yield _of_manifest(manifest, arrays)
+
+
+def read_manifest(folder: Path, name: str, what: str) -> dict:
+    """What was written last into a folder; its array files have the lengths that it says.
+
+    Raises:
+        FileNotFoundError: it is not there, so writing did not end.
+        ValueError: an array file of another length.
+    """
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"no finished {what} in {folder.name}: {name} is missing, so writing did not end; "
+            "remove the folder and write again"
+        )
+    manifest = json.loads((folder / name).read_text())
+    for array, (dtype, count) in manifest["arrays"].items():
+        path = folder / f"{array}.bin"
         want, got = count * np.dtype(dtype).itemsize, path.stat().st_size if path.exists() else 0
         if got != want:
             raise ValueError(
                 f"{path.name} has {got:,} bytes, {want:,} were written; remove the folder and "
                 "write again"
             )
-        # copy on write, so that torch may have the memory without a warning
-        mapped = np.memmap(path, dtype, "c", shape=(count,)) if count else np.empty(0, dtype)
-        arrays[name] = torch.from_numpy(mapped)
-    arrays["logits"] = arrays["logits"].view(-1, manifest["n_classes"])
+    return manifest
+
+
+def read_array(path: Path, dtype: str, count: int, first: int = 0) -> Tensor:
+    """Numbers of an array file, copied into memory."""
+    size = np.dtype(dtype).itemsize
+    return torch.from_numpy(np.fromfile(path, dtype, count, offset=first * size))
+
+
+def _of_manifest(manifest: dict, arrays: dict[str, Tensor]) -> Fishers:
+    logits = arrays["logits"].view(-1, manifest["n_classes"])
     parameters = tuple((name, tuple(shape)) for name, shape in manifest["parameters"])
-    found = _assembled(manifest["kind"], arrays, parameters, manifest["k"])
+    found = _assembled(manifest["kind"], {**arrays, "logits": logits}, parameters, manifest["k"])
     return replace(found, normalised=manifest["normalised"])
 
 

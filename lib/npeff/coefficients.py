@@ -23,7 +23,8 @@ from lib.npeff import alternating, nonnegative, store
 from lib.npeff.alternating import Checkpoint, Progress, Stage
 from lib.npeff.decomposition import Decomposition, Option
 from lib.npeff.factorise import check, result
-from lib.npeff.products import Alone, Columns, Sparse, blocks_of, multiply, n_blocks_for
+from lib.npeff.factors import factors_of
+from lib.npeff.products import Alone, Columns, Sparse, multiply
 from lib.npeff.store import Fishers
 
 EPSILON = {store.LOW_RANK: 1e-9, store.DIAGONAL: 1e-7}  # of the published rule (4.1)
@@ -103,19 +104,20 @@ def expand(
 
     Source: document 3, section 3.5; specification 4.2. The paper gives no numbers of steps.
     """
-    check(fishers, store.LOW_RANK, 1, raw)
+    check(factors_of(fishers), store.LOW_RANK, 1, raw)
     if n_new < 0:
         raise ValueError(f"want n_new >= 0, got {n_new}")
     before = fit_coefficients(decomposition, fishers).double()
     fishers = store.select_columns(fishers, decomposition.kept)
     frozen = decomposition.components
+    data = factors_of(fishers)
     r, m, device = n_new + len(frozen), fishers.n_columns, frozen.device
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand(len(fishers), n_new, generator=generator, dtype=torch.float64)
     g = torch.randn(m, n_new, generator=generator, dtype=frozen.dtype).mul_(math.sqrt(2 / (r * m)))
-    parts = blocks or n_blocks_for(fishers, m, r, device)
-    space = Columns(blocks_of(fishers, parts), torch.cat([g.to(device), frozen.T], dim=1), Alone())
-    problem = alternating.problem_of(fishers, n_new, device)
+    parts = data.blocks(blocks, r, device, first=0, last=m)
+    space = Columns(parts, torch.cat([g.to(device), frozen.T], dim=1), Alone())
+    problem = alternating.problem_of(data, n_new, device)
     options: dict[str, Option] = {
         "step": "exact",
         "n_new": n_new,
@@ -127,8 +129,8 @@ def expand(
     key = None
     if checkpoint is not None:
         fixed = cache.state_hash({"frozen": frozen, "coefficients": before})
-        whole = alternating.key_of(fishers, r, seed, {**options, "blocks": parts, "frozen": fixed})
-        key = Checkpoint(checkpoint, whole)
+        whole = {**options, "blocks": len(parts), "frozen": fixed}
+        key = Checkpoint(checkpoint, alternating.key_of(data, r, seed, whole))
     if n_new:
         stages = [Stage(component_steps, 0), Stage(new_steps, n_new), Stage(steps, r)]
     else:
@@ -137,9 +139,7 @@ def expand(
         problem, space, torch.cat([start.to(device), before], dim=1), stages, step="exact",
         rate=math.nan, log_every=log_every, snapshot_every=None, checkpoint=key, progress=progress,
     )  # fmt: skip
-    return result(
-        fishers, run, space.components(), problem.energy, seed, options, frozen=len(frozen)
-    )
+    return result(data, run, space.components(), problem.energy, seed, options, frozen=len(frozen))
 
 
 def _products(decomposition: Decomposition, fishers: Fishers, chunk: int) -> tuple[Tensor, Tensor]:

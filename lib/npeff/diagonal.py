@@ -27,7 +27,8 @@ from lib.npeff import alternating, nonnegative, store
 from lib.npeff.alternating import REFRESH, Checkpoint, Progress, Run
 from lib.npeff.decomposition import Decomposition, Option
 from lib.npeff.factorise import check, result
-from lib.npeff.products import Alone, Block, Group, blocks_of, multiply, n_blocks_for
+from lib.npeff.factors import Factors, factors_of
+from lib.npeff.products import Alone, Block, Group, multiply
 from lib.npeff.store import Fishers
 
 EPSILON = 1e-8  # of the multiplicative rule
@@ -40,7 +41,7 @@ class Positive:
     def __init__(self, blocks: Sequence[Block], h: Tensor, group: Group) -> None:
         first = blocks[0].lo
         self.blocks, self.group = blocks, group
-        self.n, self.r = len(blocks[0].by_row.offsets) - 1, len(h)
+        self.n, self.r = blocks[0].n_rows, len(h)
         self.parts = [h[:, x.lo - first : x.hi - first].contiguous() for x in blocks]
 
     def products(self) -> tuple[Tensor, Tensor]:
@@ -91,7 +92,7 @@ class Positive:
 
 
 def decompose_diagonal(
-    fishers: Fishers,
+    fishers: Fishers | Factors,
     r: int,
     *,
     seed: int,
@@ -111,7 +112,7 @@ def decompose_diagonal(
     """Factorise diagonal PEFs into r components that are nowhere negative.
 
     Args:
-        fishers: normalised diagonal PEFs, pruned.
+        fishers: normalised diagonal PEFs, pruned; in memory, or of `out_of_core.open_blocks`.
         r: components, at most n.
         seed: restart k draws W and H from U(0, s) with ``seed + k`` and ``s^2 = mean(X) / r``.
         step: "hals", or "mu", the published rule: W first, then H with the new W.
@@ -130,22 +131,21 @@ def decompose_diagonal(
     Source: specification section 3. The published start is U(0, 1), which for a matrix of mostly
     zeros only costs the first iterations; ours is scaled. The number of iterations is ours.
     """
-    check(fishers, store.DIAGONAL, r, raw)
-    if len(fishers.values) and float(fishers.values.min()) < 0:
+    data = factors_of(fishers)
+    check(data, store.DIAGONAL, r, raw)
+    if data.least < 0:
         raise ValueError("want diagonals that are nowhere negative; these are no Fishers")
     if step not in ("hals", "mu"):
         raise ValueError(f"want step hals or mu, got {step!r}")
     if steps < 0 or restarts < 1 or log_every < 1:
         raise ValueError("want steps of 0 or more, and at least 1 restart and 1 for log_every")
-    group, m, dtype = group or Alone(), fishers.n_columns, fishers.values.dtype
-    device = device or fishers.values.device
+    group, m, dtype = group or Alone(), len(data.kept), data.dtype
+    device = device or data.device
     lo, hi = (m * (group.rank + i) // group.size for i in (0, 1))
-    parts = blocks or n_blocks_for(fishers, hi - lo, r, device)
-    matrix = blocks_of(fishers, parts, first=lo, last=hi)
-    energy = store.energy(fishers)
+    matrix = data.blocks(blocks, r, device, first=lo, last=hi)
     options: dict[str, Option] = {
         "step": step,
-        "raw": not fishers.normalised,
+        "raw": not data.normalised,
         "steps": steps,
         "start": cache.state_hash(dict(zip("wh", start, strict=True))) if start else "random",
         "log_every": log_every,
@@ -153,18 +153,18 @@ def decompose_diagonal(
     }
     best: Decomposition | None = None
     for k in range(restarts):
-        w, h = _random_start(fishers, r, seed + k) if start is None else _given(start, fishers, r)
+        w, h = _random_start(data, r, seed + k) if start is None else _given(start, data, r)
         space = Positive(matrix, h[:, lo:hi].to(device, dtype), group)
         key = None
         if checkpoint is not None:
             path = checkpoint.with_name(f"{checkpoint.name}.{k}") if k else checkpoint
-            whole = {**options, "blocks": parts}
-            key = Checkpoint(path, alternating.key_of(fishers, r, seed + k, whole))
+            whole = {**options, "blocks": len(matrix)}
+            key = Checkpoint(path, alternating.key_of(data, r, seed + k, whole))
         run = _fit(
-            space, Run(w.to(device, dtype)), energy, steps, step, log_every, snapshot_every, key,
-            progress,
+            space, Run(w.to(device, dtype)), data.energy, steps, step, log_every, snapshot_every,
+            key, progress,
         )  # fmt: skip
-        made = result(fishers, run, space.components(), energy, seed + k, options)
+        made = result(data, run, space.components(), data.energy, seed + k, options)
         if best is None or made.loss < best.loss:
             best = made
     assert best is not None
@@ -223,18 +223,18 @@ def _log(run: Run, energy: float, xh: Tensor, hh: Tensor, i: int) -> None:
     run.loss_steps.append(i)
 
 
-def _random_start(fishers: Fishers, r: int, seed: int) -> tuple[Tensor, Tensor]:
-    n, m = len(fishers), fishers.n_columns
-    mean = float(fishers.values.double().sum()) / (n * m)
+def _random_start(data: Factors, r: int, seed: int) -> tuple[Tensor, Tensor]:
+    n, m = len(data), len(data.kept)
+    mean = data.total / (n * m)
     generator = torch.Generator().manual_seed(seed)
     scale = math.sqrt(mean / r) if mean > 0 else 1.0
     w, h = (torch.rand(*shape, generator=generator) * scale for shape in ((n, r), (r, m)))
     return w, h
 
 
-def _given(start: tuple[Tensor, Tensor], fishers: Fishers, r: int) -> tuple[Tensor, Tensor]:
+def _given(start: tuple[Tensor, Tensor], data: Factors, r: int) -> tuple[Tensor, Tensor]:
     w, h = start
-    want = ((len(fishers), r), (r, fishers.n_columns))
+    want = ((len(data), r), (r, len(data.kept)))
     if (tuple(w.shape), tuple(h.shape)) != want:
         raise ValueError(f"want a start {want}, got {tuple(w.shape)} and {tuple(h.shape)}")
     if not all(bool(((t >= 0) & t.isfinite()).all()) for t in start):

@@ -23,7 +23,8 @@ from torch import Tensor
 from lib.npeff import alternating, store
 from lib.npeff.alternating import Checkpoint, Progress, Run, Stage
 from lib.npeff.decomposition import Decomposition, Option, explained, load, save, unit
-from lib.npeff.products import Alone, Columns, Group, blocks_of, n_blocks_for
+from lib.npeff.factors import Factors, factors_of
+from lib.npeff.products import Alone, Columns, Group
 from lib.npeff.store import Fishers
 
 __all__ = ["Decomposition", "decompose", "explained", "load", "save", "unit"]
@@ -32,7 +33,7 @@ RATES = {"gd": 1e-3, "precond": 0.25, "exact": math.nan}  # eta (2.4) and t (2.5
 
 
 def decompose(
-    fishers: Fishers,
+    fishers: Fishers | Factors,
     r: int,
     *,
     seed: int,
@@ -54,7 +55,8 @@ def decompose(
     """Factorise low-rank PEFs into r components.
 
     Args:
-        fishers: normalised low-rank PEFs, pruned; of examples with any number of rows.
+        fishers: normalised low-rank PEFs, pruned; of examples with any number of rows. Those of
+            `out_of_core.open_blocks` stay in their folder.
         r: components, at most n.
         seed: restart k draws its start with ``seed + k``: W from U(0, 1), G from
             N(0, 2 / (r m')).
@@ -67,7 +69,8 @@ def decompose(
         pull: beta of the pull of ``G G^T`` towards ``(2 / r) I``; the losses leave it out.
         log_every: steps between two entries of the loss curve.
         snapshot_every: keep W every so many joint steps, the start and the end.
-        blocks: of columns that are worked on one after the other; None takes what is fastest.
+        blocks: of columns that are worked on one after the other; None takes what is fastest, or
+            the blocks of a folder.
         device: of the components; None is that of the PEFs. PEFs that stay elsewhere are copied
             block by block at each use: choose enough `blocks` for what does not fit.
         group: processes that share the columns; see `lib.npeff.distributed`.
@@ -89,7 +92,8 @@ def decompose(
     Source: document 3, section 2.3; specification 2.1 to 2.10. The paper gives no rate and no
     number of steps for most experiments; defaults of T_G and T are ours (section 8 there).
     """
-    check(fishers, store.LOW_RANK, r, raw)
+    data = factors_of(fishers)
+    check(data, store.LOW_RANK, r, raw)
     if step not in RATES:
         raise ValueError(f"want step {', '.join(RATES)}, got {step!r}")
     if step == "exact" and rate is not None:
@@ -99,10 +103,10 @@ def decompose(
     rate = RATES[step] if rate is None else rate
     if not (step == "exact" or 0 < rate < math.inf) or not 0 <= pull < math.inf:
         raise ValueError(f"want rate > 0 and pull >= 0, both finite, got {rate} and {pull}")
-    group, m = group or Alone(), fishers.n_columns
+    group, m = group or Alone(), len(data.kept)
     options: dict[str, Option] = {
         "step": step,
-        "raw": not fishers.normalised,
+        "raw": not data.normalised,
         "component_steps": component_steps,
         "steps": steps,
         "rate": None if step == "exact" else rate,
@@ -110,54 +114,52 @@ def decompose(
         "log_every": log_every,
         "snapshot_every": snapshot_every,
     }
-    device = device or fishers.values.device
+    device = device or data.device
     lo, hi = (m * (group.rank + i) // group.size for i in (0, 1))
-    parts = blocks or n_blocks_for(fishers, hi - lo, r, device)
-    matrix = blocks_of(fishers, parts, first=lo, last=hi)
-    problem = alternating.problem_of(fishers, r, device, pull=pull, pull_to=2 / r)
+    matrix = data.blocks(blocks, r, device, first=lo, last=hi)
+    problem = alternating.problem_of(data, r, device, pull=pull, pull_to=2 / r)
     stages = [Stage(component_steps, 0), Stage(steps, r)]
     best: Decomposition | None = None
     for k in range(restarts):
         generator = torch.Generator().manual_seed(seed + k)
-        w = torch.rand(len(fishers), r, generator=generator, dtype=torch.float64)
-        g = torch.randn(m, r, generator=generator, dtype=fishers.values.dtype)
+        w = torch.rand(len(data), r, generator=generator, dtype=torch.float64)
+        g = torch.randn(m, r, generator=generator, dtype=data.dtype)
         g = g[lo:hi].mul_(math.sqrt(2 / (r * m))).to(device)
         space = Columns(matrix, g, group)
         key = None
         if checkpoint is not None:
             path = checkpoint.with_name(f"{checkpoint.name}.{k}") if k else checkpoint
-            key = Checkpoint(
-                path, alternating.key_of(fishers, r, seed + k, {**options, "blocks": parts})
-            )
+            whole = {**options, "blocks": len(matrix)}
+            key = Checkpoint(path, alternating.key_of(data, r, seed + k, whole))
         found = alternating.fit(
             problem, space, w.to(device), stages, step=step, rate=rate, log_every=log_every,
             snapshot_every=snapshot_every, checkpoint=key, progress=progress,
         )  # fmt: skip
-        made = result(fishers, found, space.components(), problem.energy, seed + k, options)
+        made = result(data, found, space.components(), problem.energy, seed + k, options)
         if best is None or made.loss < best.loss:
             best = made
     assert best is not None
     return best
 
 
-def check(fishers: Fishers, kind: str, r: int, raw: bool) -> None:
+def check(data: Factors, kind: str, r: int, raw: bool) -> None:
     """Refuse what cannot be factorised.
 
     Raises:
         ValueError: as said in `decompose`.
     """
-    if fishers.kind != kind:
-        raise ValueError(f"want {kind} PEFs, got {fishers.kind} ones; make them anew")
-    if not 1 <= r <= len(fishers):
+    if data.kind != kind:
+        raise ValueError(f"want {kind} PEFs, got {data.kind} ones; make them anew")
+    if not 1 <= r <= len(data):
         raise ValueError(
-            f"want 1 <= r <= n = {len(fishers)} components, got {r}; lower r or take more examples"
+            f"want 1 <= r <= n = {len(data)} components, got {r}; lower r or take more examples"
         )
-    if not bool(fishers.values.isfinite().all()):
+    if not math.isfinite(data.total):
         raise ValueError(
             "the PEFs hold values that are not finite; look at the model's gradients, or drop "
             "these examples"
         )
-    if not (fishers.normalised or raw):
+    if not (data.normalised or raw):
         raise ValueError(
             "want normalised PEFs (store.normalise); raw ones are dominated by few examples, "
             "ask for them with raw=True"
@@ -165,7 +167,7 @@ def check(fishers: Fishers, kind: str, r: int, raw: bool) -> None:
 
 
 def result(
-    fishers: Fishers,
+    data: Factors,
     run: Run,
     components: Tensor,
     energy: float,
@@ -174,14 +176,14 @@ def result(
     frozen: int = 0,
 ) -> Decomposition:
     """Put a finished fit into a `Decomposition`."""
-    dtype = fishers.values.dtype
+    dtype = data.dtype
     return Decomposition(
-        kind=fishers.kind,
+        kind=data.kind,
         coefficients=run.w.to(dtype),
         components=components,
-        kept=fishers.kept,
-        parameters=fishers.parameters,
-        k=fishers.k,
+        kept=data.kept,
+        parameters=data.parameters,
+        k=data.k,
         losses=torch.tensor(run.losses, dtype=torch.float64),
         loss_steps=torch.tensor(run.loss_steps),
         energy=energy,

@@ -17,7 +17,9 @@ Source: document 3, section 2.1; specification sections 1 and 9.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +41,15 @@ from lib.gradients.hooks import (
     write_products,
 )
 from lib.gradients.outputs import CentredLogit
-from lib.npeff.rows import largest
-from lib.npeff.store import DIAGONAL, LOW_RANK, Fishers, Parameters, concatenate, take
-from lib.npeff.terms import Terms, cotangents, terms
+from lib.npeff.rows import largest, offsets_of
+from lib.npeff.store import DIAGONAL, LOW_RANK, Fishers, Parameters
+from lib.npeff.terms import cotangents, terms
 
 Progress = Callable[[Sequence[range]], Iterator[range]]
 SPARSE = 0.05  # share of a layer's weights that an example may use for the sparse way to pay
-NUMBERS = 2**26  # of dense gradients held at a time
+NUMBERS = 2**26  # of dense gradients that the activations held at a time belong to
+SPARE = 32  # rows of nothing that cost less than a batch of their own
+PIECE = 2**21  # of them written at a time: 8 MB, which stay in a processor's cache
 
 
 def per_example_fishers(
@@ -108,17 +112,21 @@ def per_example_fishers(
         mine = chosen.take(rows)
         starts = cotangents(p[rows], mine).to(recorded.out.dtype)
         position = None
+        whole = slice(0, len(rows))
+        pieces: Iterable[tuple[slice, Tensor]]
         if layers is None:
-            entries = _generic_rows(model, x[rows], starts, block)
+            pieces = [(whole, _generic_rows(model, x[rows], starts, block))]
         elif all(type(layer) is nn.Linear for layer in layers.values()) and _is_sparse(recorded):
             entries, position = _sparse_rows(recorded, starts, layers, weights)
+            pieces = [(whole, entries)]
         else:
-            entries = _dense_rows(recorded, starts, layers, weights)
-        _check_finite(entries, rows)
-        parts.append(_largest_of(kind, entries, position, mine, recorded.out.detach(), m, k))
+            pieces = _dense_rows(recorded, starts, layers, weights)
+        for piece, entries in pieces:
+            _check_finite(entries, rows[piece])
+            logits = recorded.out[piece].detach()
+            parts.append(_largest_of(kind, entries, position, mine.present[piece], logits, m, k))
     shapes = tuple((name, tuple(weight.shape)) for name, weight in weights.items())
-    made = concatenate([_fishers(kind, part, m, shapes, k) for part in parts])
-    return made if bool((order.diff() == 1).all()) else take(made, order.argsort())
+    return _joined(kind, parts, order.argsort(), m, shapes, k)
 
 
 def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
@@ -130,16 +138,20 @@ def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _groups(n_terms: Tensor, most: int, rows: int) -> list[range]:
-    """Consecutive examples, at most `most`, and at most `rows` rows with the longest list."""
+    """Consecutive examples, at most `most`, and at most `rows` rows with the longest list.
+
+    Args:
+        n_terms: int64 ``[n]``, ascending.
+    """
     groups, start, counts = [], 0, n_terms.tolist()
     while start < len(counts):
-        stop = start + 1
-        while (
-            stop < len(counts)
-            and stop - start < most
-            and (stop - start + 1) * counts[stop] <= rows
-            and counts[stop] <= 2 * counts[start]  # else the short ones wait for the long ones
-        ):
+        stop, present = start + 1, counts[start]
+        while stop < len(counts) and stop - start < most:
+            whole = (stop - start + 1) * counts[stop]
+            spare = whole - present - counts[stop]  # rows of nothing, so that all are as long
+            if whole > rows or spare > max(SPARE, whole // 4):
+                break
+            present += counts[stop]
             stop += 1
         groups.append(range(start, stop))
         start = stop
@@ -188,29 +200,40 @@ def _dense_rows(
     starts: Tensor,
     layers: dict[str, nn.Module],
     weights: dict[str, Tensor],
-) -> Tensor:
-    """Factors ``[b, S, m]`` by hooks, one backward pass a term."""
+) -> Iterator[tuple[slice, Tensor]]:
+    """Factors ``[b', S, m]`` of a few examples after the other, one backward pass a term.
+
+    On a processor as many examples at a time as its caches hold; all in the same memory.
+    """
     b, n_terms, _ = starts.shape
-    where = slices(weights)
-    rows = recorded.out.new_empty(b, n_terms, size(weights))
+    where, m, device = slices(weights), size(weights), recorded.out.device
     inputs = {
         name: input_rows(layer, recorded.seen[name][0][0])  # once for all terms
         for name, layer in layers.items()
-        if has_factors(layer) and len(recorded.seen[name]) == 1 and not is_large(layer, rows.device)
+        if has_factors(layer) and len(recorded.seen[name]) == 1 and not is_large(layer, device)
     }
-    for s in range(n_terms):
-        calls = recorded.calls(recorded.out, starts[:, s], last=s == n_terms - 1)
-        for name, layer in layers.items():
+    calls = [
+        recorded.calls(recorded.out, starts[:, s], last=s == n_terms - 1) for s in range(n_terms)
+    ]
+    # in sixteens every example lies as in one piece to a cache line, and rounds alike
+    most = 16 * max(1, PIECE // (16 * n_terms * m)) if device.type == "cpu" else b
+    memory = recorded.out.new_empty(min(most, b), n_terms, m)
+    for first in range(0, b, most):
+        piece = slice(first, min(first + most, b))
+        rows = memory[: piece.stop - first]
+        for s, name in product(range(n_terms), layers):
+            layer = layers[name]
             views = {
-                own: rows[:, s, where[full]].view(b, *weights[full].shape)
+                own: rows[:, s, where[full]].view(len(rows), *weights[full].shape)
                 for own, full in own_names(name, layer)
                 if full in where
             }
+            mine = [(x[piece], d[piece]) for x, d in calls[s][name]]
             if name in inputs:
-                write_products(inputs[name], output_rows(layer, calls[name][0][1]), views)
+                write_products(inputs[name][piece], output_rows(layer, mine[0][1]), views)
             else:
-                write_gradients(layer, calls[name], views)
-    return rows
+                write_gradients(layer, mine, views)
+        yield piece, rows
 
 
 def _is_sparse(recorded: Recorded) -> bool:
@@ -277,19 +300,27 @@ def _compact(x: Tensor) -> tuple[Tensor, Tensor]:
     return index, x.gather(-1, index.view(shape).expand(*x.shape[:-1], width))
 
 
-Part = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+@dataclass(frozen=True)
+class _Part:
+    """The largest entries of some examples, a tensor each."""
+
+    values: Sequence[Tensor]
+    columns: Sequence[Tensor]
+    lengths: Sequence[Tensor]  # of an example's rows
+    norms: Tensor  # float64 [b]
+    logits: Tensor  # [b, C]
 
 
 def _largest_of(
     kind: str,
     rows: Tensor,
     position: Tensor | None,
-    chosen: Terms,
+    present: Tensor,
     logits: Tensor,
     m: int,
     k: int,
-) -> Part:
-    """Values, columns, lengths of rows, their examples, norms, logits of one chunk."""
+) -> _Part:
+    """The k largest entries of each example; writes into `rows`."""
     b, _, n_slots = rows.shape
     if kind == DIAGONAL:
         entries = rows[:, :1].square_()  # in place: the rows are not needed again
@@ -302,32 +333,49 @@ def _largest_of(
         norms = torch.linalg.matrix_norm((rows @ rows.mT).double())
     flat = entries.flatten(1)
     kept = largest(flat, k)
-    lengths = torch.tensor([len(i) for i in kept], device=flat.device)
-    values, index = torch.cat([row[i] for row, i in zip(flat, kept, strict=True)]), torch.cat(kept)
+    counts = [i.numel() for i in kept]
+    found = [row.index_select(0, i) for row, i in zip(flat, kept, strict=True)]
     if kind == DIAGONAL and position is None:  # an index is a column, an example a row
-        return values, index, lengths, torch.arange(b, device=flat.device), norms, logits
-    example = torch.arange(b, device=flat.device).repeat_interleave(lengths)
+        lengths = torch.tensor(counts, device=flat.device).split(1)
+        return _Part(found, kept, lengths, norms, logits)
+    values, index = torch.cat(found), torch.cat(kept)
+    each = torch.tensor(counts, device=flat.device)
+    example = torch.arange(b, device=flat.device).repeat_interleave(each)
     term, slot = index.div(n_slots, rounding_mode="floor"), index % n_slots
     columns = slot if position is None else position[example, slot]
-    present = chosen.present if kind == LOW_RANK else torch.ones_like(chosen.present[:, :1])
+    if kind == DIAGONAL:
+        present = torch.ones_like(present[:, :1])
     # rows are numbered example by example, over the terms that are present
     number = present.flatten().cumsum(0) - 1
     row = number[example * present.shape[1] + term]
     if position is not None:  # else they ascend already
         order = (row * m + columns).argsort()
         values, columns = values[order], columns[order]
-    return (
-        values,
-        columns,
-        torch.bincount(row, minlength=int(present.sum())),
-        torch.arange(b, device=flat.device).repeat_interleave(present.sum(1)),
-        norms,
-        logits,
+    lengths = torch.bincount(row, minlength=int(present.sum())).split(present.sum(1).tolist())
+    return _Part(values.split(counts), columns.split(counts), lengths, norms, logits)
+
+
+def _joined(
+    kind: str, parts: Sequence[_Part], order: Tensor, m: int, shapes: Parameters, k: int
+) -> Fishers:
+    """All parts' examples, in this order."""
+    places = order.tolist()
+
+    def together(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        flat = [x for one in lists for x in one]
+        return [flat[i] for i in places]
+
+    lengths = together([part.lengths for part in parts])
+    n_rows = torch.tensor([x.numel() for x in lengths], device=order.device)
+    return Fishers(
+        kind,
+        torch.cat(together([part.values for part in parts])),
+        torch.cat(together([part.columns for part in parts])),
+        offsets_of(torch.cat(lengths)),
+        torch.arange(len(order), device=order.device).repeat_interleave(n_rows),
+        torch.cat([part.norms for part in parts])[order],
+        torch.cat([part.logits for part in parts])[order],
+        torch.arange(m, device=order.device),
+        shapes,
+        k,
     )
-
-
-def _fishers(kind: str, part: Part, m: int, shapes: Parameters, k: int) -> Fishers:
-    values, columns, lengths, example, norms, logits = part
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    kept = torch.arange(m, device=values.device)
-    return Fishers(kind, values, columns, offsets, example, norms, logits, kept, shapes, k)

@@ -1,9 +1,11 @@
 """Non-negative least squares for many right-hand sides at once.
 
-Minimises ``w^T Q w - 2 b^T w`` over ``w >= 0`` for every row b of a matrix, exactly: a few sweeps
+Minimises ``w^T Q w - 2 b^T w`` over ``w >= 0`` for every row b of a matrix, exactly: two sweeps
 of coordinate descent over all rows guess which entries are zero, then rows solve for the others
 and exchange what is wrong until the conditions of optimality hold (block principal pivoting).
-Rows are worked on together, in batches of equal numbers of entries that are not zero.
+Rows are worked on together, in batches of about equal numbers of entries that are not zero; small
+systems are eliminated for all rows at once, since a library's call for each costs more than it
+computes.
 
 Public names: `solve`, `multiplicative`, `sweep`.
 
@@ -16,12 +18,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-SWEEPS = 6  # of coordinate descent for the first guess
+SWEEPS = 2  # of coordinate descent for the first guess: more cost what they save in exchanges
 PATIENCE = 3  # full exchanges that may fail to help before one entry is exchanged at a time
 MAX_EXCHANGES = 10_000
 RIDGE = 1e-10  # of a unit diagonal, where components depend on each other
 BATCH_NUMBERS = 2**19  # of the systems that are solved together
+SMALL, MANY = 8, 256  # systems of at most so many entries, for at least so many rows: eliminated
 
 
 def solve(q: Tensor, b: Tensor, *, tol: float = 1e-11) -> Tensor:
@@ -46,33 +50,33 @@ def solve(q: Tensor, b: Tensor, *, tol: float = 1e-11) -> Tensor:
     scale = torch.where(size > 0, size.reciprocal(), 0.0)
     q, b = q * scale * scale[:, None], b * scale
     q.diagonal().fill_(1)
-    b = torch.where(size > 0, b, -1.0)
-    guess = b.T.float().contiguous()  # only which entries are not zero matters
+    b[:, size == 0] = -1.0
+    guess = b.float().T.contiguous()  # only which entries are not zero matters
     passive = (sweep(q.float(), guess, torch.zeros_like(guess), SWEEPS) > 0).T.contiguous()
     w = torch.zeros_like(b)
-    slack = tol * b.abs().amax(1, keepdim=True).clamp(min=torch.finfo(b.dtype).tiny)
+    slack = b.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(b.dtype).tiny).mul_(-tol)
     open_rows = torch.arange(len(b), device=b.device)
     best = torch.full((len(b),), b.shape[1] + 1, device=b.device)
     patience = torch.full((len(b),), PATIENCE, device=b.device)
     for _ in range(MAX_EXCHANGES):
-        p, target = passive[open_rows], b[open_rows]
-        found = _solve_passive(q, target, p)
-        slope = found @ q - target
-        wrong = torch.where(p, found, slope) < -slack[open_rows]
+        found = _solve_passive(q, b, passive)
+        slope = torch.addmm(b, found, q, beta=-1).mul_(~passive)
+        wrong = torch.minimum(found, slope) < slack  # an entry is 0 in one of the two
         n_wrong = wrong.sum(1)
-        w[open_rows] = found.clamp(min=0)
-        still = n_wrong > 0
-        if not bool(still.any()):
+        w.index_copy_(0, open_rows, found.clamp_(min=0))
+        still = n_wrong.nonzero()[:, 0]
+        if not len(still):
             break
-        open_rows, p, wrong, n_wrong = open_rows[still], p[still], wrong[still], n_wrong[still]
-        better = n_wrong < best[open_rows]
-        best[open_rows] = torch.where(better, n_wrong, best[open_rows])
-        left = torch.where(better, PATIENCE, patience[open_rows] - 1)
-        patience[open_rows] = left.clamp(min=-1)
+        open_rows, b, slack, passive, wrong, n_wrong, best, patience = (
+            x.index_select(0, still)
+            for x in (open_rows, b, slack, passive, wrong, n_wrong, best, patience)
+        )
+        patience = torch.where(n_wrong < best, PATIENCE, patience - 1).clamp_(min=-1)
+        best = torch.minimum(best, n_wrong)
         last = torch.zeros_like(wrong)
         index = wrong.shape[1] - 1 - wrong.flip(1).to(torch.uint8).argmax(1, keepdim=True)
         last.scatter_(1, index, True)
-        passive[open_rows] = p ^ torch.where((left >= 0)[:, None], wrong, last)
+        passive = passive ^ torch.where((patience >= 0)[:, None], wrong, last)
     else:
         raise FloatingPointError(
             f"{len(open_rows)} rows did not settle in {MAX_EXCHANGES:,} exchanges; components are "
@@ -105,7 +109,8 @@ def multiplicative(
 def _check(q: Tensor, b: Tensor) -> None:
     if b.ndim != 2 or q.shape != (b.shape[1], b.shape[1]):
         raise ValueError(f"want q [r, r] and b [n, r], got {tuple(q.shape)}, {tuple(b.shape)}")
-    if not (bool(q.isfinite().all()) and bool(b.isfinite().all())):
+    # a sum of finite numbers may overflow: then look again
+    if not all(bool(x.sum().isfinite()) or bool(x.isfinite().all()) for x in (q, b)):
         raise ValueError("want finite q and b; look for components or PEFs that are not finite")
 
 
@@ -136,20 +141,66 @@ def sweep(q: Tensor, b: Tensor, w: Tensor, n_sweeps: int) -> Tensor:
 
 
 def _solve_passive(q: Tensor, b: Tensor, passive: Tensor) -> Tensor:
-    """Unconstrained minimisers over each row's own set of entries; zero elsewhere."""
-    w, flat = torch.zeros_like(b), q.flatten()
-    counts, order = passive.sum(1).sort()
-    widths, lengths = counts.unique_consecutive(return_counts=True)
-    for width, like in zip(widths.tolist(), order.split(lengths.tolist()), strict=True):
-        # rows of equally many entries go together: no system is padded
-        for rows in like.split(max(64, BATCH_NUMBERS // max(1, width) ** 2)) if width else ():
-            chosen = passive[rows].nonzero()[:, 1].view(-1, width)
-            at = chosen[:, :, None] * len(q) + chosen[:, None, :]
-            systems = flat.index_select(0, at.flatten()).view(at.shape)
-            factor, failed = torch.linalg.cholesky_ex(systems)
-            if bool(failed.any()):
-                systems[failed > 0] += RIDGE * torch.eye(width, dtype=q.dtype, device=q.device)
-                factor = torch.linalg.cholesky(systems)
-            right = b[rows].gather(1, chosen)[..., None]
-            w[rows[:, None], chosen] = torch.cholesky_solve(right, factor)[..., 0]
-    return w
+    """Unconstrained minimisers over each row's own set of entries; zero elsewhere.
+
+    Args:
+        q: `[r, r]`, of unit diagonal.
+    """
+    n, r = b.shape
+    counts = passive.sum(1)
+    row, column = passive.nonzero().unbind(1)
+    rank = torch.arange(len(row), device=b.device) - (counts.cumsum(0) - counts)[row]
+    # [entries, rows]: what all rows do with one entry lies together; r stands for none
+    chosen = torch.full((max(1, int(counts.max())), n), r, device=b.device)
+    chosen.view(-1).scatter_(0, rank.mul_(n).add_(row), column)
+    table, right = pad(q, (0, 1, 0, 1)).flatten(), pad(b.T, (0, 0, 0, 1)).flatten()
+    w = torch.zeros_like(right)
+    kinds = (counts + SMALL - 1).div_(SMALL, rounding_mode="floor")
+    kinds, order = kinds.sort(stable=True)
+    kinds, lengths = kinds.unique_consecutive(return_counts=True)
+    for kind, like in zip(kinds.tolist(), order.split(lengths.tolist()), strict=True):
+        width = min(SMALL * kind, len(chosen))
+        for rows in like.split(max(64, BATCH_NUMBERS // width**2)) if kind else ():
+            mine = chosen[:width].index_select(1, rows)
+            place = (mine * n).add_(rows).flatten()
+            target = right.index_select(0, place).view(mine.shape)
+            is_small = kind == 1 and len(like) >= MANY
+            found = _eliminated(_systems(table, mine, r), target.clone()) if is_small else None
+            if found is None:
+                found = _factored(_systems(table, mine, r), target)
+            w.scatter_(0, place, found.flatten())
+    return w.view(r + 1, n)[:r].T.contiguous()
+
+
+def _systems(table: Tensor, chosen: Tensor, r: int) -> Tensor:
+    """The parts `[k, k, n]` of q, of unit diagonal also where an index stands for none."""
+    at = (chosen * (r + 1))[:, None] + chosen
+    made = table.index_select(0, at.flatten()).view(at.shape)
+    made.diagonal().fill_(1)
+    return made
+
+
+def _eliminated(systems: Tensor, target: Tensor) -> Tensor | None:
+    """Solutions `[k, n]` of n systems `[k, k, n]`, in place; None if one is not definite."""
+    k = len(systems)
+    for i in range(k - 1):
+        share = systems[i + 1 :, i] / systems[i, i]
+        systems[i + 1 :, i + 1 :].addcmul_(share[:, None], systems[i, i + 1 :], value=-1)
+        target[i + 1 :].addcmul_(share, target[i], value=-1)
+    pivots = systems.diagonal()  # [n, k]
+    if not bool((pivots > 0).all()):
+        return None
+    for i in range(k - 1, -1, -1):
+        target[i] /= pivots[:, i]
+        target[:i].addcmul_(systems[:i, i], target[i], value=-1)
+    return target
+
+
+def _factored(systems: Tensor, target: Tensor) -> Tensor:
+    """Solutions `[k, n]` of n systems `[k, k, n]`, with a ridge where one is not definite."""
+    whole = systems.permute(2, 0, 1).contiguous()
+    factor, failed = torch.linalg.cholesky_ex(whole)
+    if bool(failed.any()):
+        whole[failed > 0] += RIDGE * torch.eye(len(target), dtype=whole.dtype, device=whole.device)
+        factor = torch.linalg.cholesky(whole)
+    return torch.cholesky_solve(target.T[..., None], factor)[..., 0].T

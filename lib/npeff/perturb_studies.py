@@ -37,6 +37,7 @@ from lib.npeff.perturb_diagonal import (
     measure_diagonal,
 )
 from lib.npeff.selectivity import Selectivity
+from lib.training import predict
 
 NORM = 0.1  # of a perturbation, the document's
 N_RESAMPLED = 2000  # components drawn with replacement, for the spread of a median
@@ -212,15 +213,13 @@ def _searched(
     progress: Progress | None,
 ) -> DiagonalSelectivity:
     made = found.decomposition
-    fit = found.bed.fit
-    x = fit.x.double() if fit.x.is_floating_point() else fit.x
     return measure_diagonal(
         model,
         data,
         made.components[used],
         made.kept,
         made.parameters,
-        dataset_fisher(model, (x, fit.y), made.parameters),
+        _fit_fisher(model, found),
         top=found.top[used],
         baseline=torch.arange(len(data[1])),
         generator=torch.Generator().manual_seed(seed),
@@ -228,6 +227,23 @@ def _searched(
         chunk=CHUNK,
         progress=progress,
     )
+
+
+def _fit_fisher(model: nn.Module, found: Components) -> Tensor:
+    """`dataset_fisher` of the fit examples through the cache: both guards read the same."""
+    fit, parameters = found.bed.fit, found.decomposition.parameters
+    x = fit.x.double() if fit.x.is_floating_point() else fit.x
+    config = {
+        "model": cache.state_hash(dict(model.state_dict())),
+        # equal weights may still compute something else
+        "data": cache.state_hash({"x": x, "logits": predict(model, x)}),
+        "parameters": [name for name, _ in parameters],
+    }
+
+    def build() -> dict[str, Tensor]:
+        return {"fisher": dataset_fisher(model, (x, fit.y), parameters)}
+
+    return cache.fetch("dataset-fisher", config, build, code=[dataset_fisher])["fisher"]
 
 
 def _random(

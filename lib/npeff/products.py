@@ -10,7 +10,8 @@ split over processes, or made to fit a device.
 `Columns` is the state of the components with everything that a step needs of them; `Alone` is
 the group of one process (`lib.npeff.distributed` has that of several).
 
-Public names: `Sparse`, `Block`, `blocks_of`, `multiply`, `Columns`, `Group`, `Alone`.
+Public names: `Sparse`, `Block`, `Held`, `blocks_of`, `n_blocks_for`, `turned`, `multiply`,
+`Columns`, `Group`, `Alone`.
 
 Source: specification 2.7 (cost) and 2.8 (sharding by columns).
 """
@@ -108,55 +109,85 @@ def multiply(a: Sparse, x: Tensor) -> Tensor:
     return _csr(a.offsets, a.columns, a.values, (len(a.offsets) - 1, a.n_columns)) @ x
 
 
+class Block(Protocol):
+    """Columns lo to hi - 1 of all factors; asking for a matrix may read it from a disk."""
+
+    @property
+    def lo(self) -> int:
+        """The first column."""
+
+    @property
+    def hi(self) -> int:
+        """One after the last column."""
+
+    @property
+    def n_rows(self) -> int:
+        """R."""
+
+    @property
+    def by_row(self) -> Sparse:
+        """`[R, hi - lo]`."""
+
+    @property
+    def by_column(self) -> Sparse:
+        """`[hi - lo, R]`."""
+
+
 @dataclass(frozen=True)
-class Block:
-    """Columns lo to hi - 1 of all factors."""
+class Held:
+    """A block in memory."""
 
     lo: int
     hi: int
-    by_row: Sparse  # [R, hi - lo]
-    by_column: Sparse  # [hi - lo, R]
+    n_rows: int
+    by_row: Sparse
+    by_column: Sparse
 
 
 def blocks_of(
     fishers: Fishers, n_blocks: int, *, first: int = 0, last: int | None = None
-) -> list[Block]:
+) -> list[Held]:
     """Cut columns `first` to `last` - 1 of the stacked factors into contiguous blocks."""
     last = fishers.n_columns if last is None else last
     bounds = [first + (last - first) * i // n_blocks for i in range(n_blocks + 1)]
     n_rows = fishers.n_rows
     index = torch.int32 if max(len(fishers.values), n_rows, last) < 2**31 else torch.int64
     columns, rows = fishers.columns.to(index), fishers.row_of_entry().to(index)
-    offsets, turned_rows, turned_values = _turned(fishers, columns, rows)
+    whole = Sparse(fishers.offsets.to(index), columns, fishers.values, fishers.n_columns)
+    across = turned(whole)
     found = []
     for lo, hi in pairwise(bounds):
         here = ((columns >= lo) & (columns < hi)).nonzero()[:, 0]
         per_row = torch.bincount(rows[here], minlength=n_rows)
         along = Sparse(_offsets(per_row, index), columns[here] - lo, fishers.values[here], hi - lo)
-        start, stop = int(offsets[lo]), int(offsets[hi])
-        across = Sparse(
-            (offsets[lo : hi + 1] - start).to(index),
-            turned_rows[start:stop],
-            turned_values[start:stop],
+        start, stop = int(across.offsets[lo]), int(across.offsets[hi])
+        part = Sparse(
+            (across.offsets[lo : hi + 1] - start).to(index),
+            across.columns[start:stop],
+            across.values[start:stop],
             n_rows,
         )
-        found.append(Block(lo, hi, along, across))
+        found.append(Held(lo, hi, n_rows, along, part))
     return found
 
 
-def _turned(fishers: Fishers, columns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each column begins, and the row and value of each entry, by columns."""
-    if fishers.values.device.type == "cpu":  # scipy counts, which is faster than to sort
+def turned(a: Sparse) -> Sparse:
+    """The transposed matrix; a column's entries are in the order of rows."""
+    n_rows = len(a.offsets) - 1
+    if a.values.device.type == "cpu":  # scipy counts, which is faster than to sort
         from scipy.sparse import csr_matrix
 
-        index = columns.numpy().dtype
-        parts = fishers.values.numpy(), columns.numpy(), fishers.offsets.numpy().astype(index)
-        turned = csr_matrix(parts, shape=(fishers.n_rows, fishers.n_columns)).tocsc()
-        made = [torch.from_numpy(x) for x in (turned.indptr, turned.indices, turned.data)]
-        return made[0], made[1].to(columns.dtype), made[2]
-    order = columns.argsort(stable=True)
-    lengths = torch.bincount(columns, minlength=fishers.n_columns)
-    return _offsets(lengths, torch.int64), rows[order], fishers.values[order]
+        parts = a.values.numpy(), a.columns.numpy(), a.offsets.numpy()
+        made = csr_matrix(parts, shape=(n_rows, a.n_columns)).tocsc()
+        offsets, rows, values = (
+            torch.from_numpy(x) for x in (made.indptr, made.indices, made.data)
+        )
+        return Sparse(offsets, rows.to(a.columns.dtype), values, n_rows)
+    order = a.columns.argsort(stable=True)
+    numbers = torch.arange(n_rows, device=order.device, dtype=a.columns.dtype)
+    rows = numbers.repeat_interleave(a.offsets.diff().long())
+    offsets = _offsets(torch.bincount(a.columns, minlength=a.n_columns), torch.int64)
+    return Sparse(offsets, rows[order], a.values[order], n_rows)
 
 
 def _offsets(lengths: Tensor, index: torch.dtype) -> Tensor:
@@ -184,7 +215,7 @@ class Columns:
     def __init__(self, blocks: Sequence[Block], g: Tensor, group: Group) -> None:
         first = blocks[0].lo
         self.blocks, self.group = blocks, group
-        self.n_rows = len(blocks[0].by_row.offsets) - 1
+        self.n_rows = blocks[0].n_rows
         self.g = g.clone()
         self.parts = [self.g[x.lo - first : x.hi - first] for x in blocks]
         self.direction: list[Tensor] = []

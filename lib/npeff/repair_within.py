@@ -42,7 +42,7 @@ COMPONENT, RANDOM, GRADIENT, TUNED = (
 )
 METHODS = (COMPONENT, RANDOM, GRADIENT, TUNED)
 RECIPES = tuple(  # of fine-tuning: the grammar's own batches and rate, and lower rates
-    Recipe(epochs, 100, lr, optimizer="adam") for lr in (3e-4, 1e-3, 5e-3) for epochs in (3, 10)
+    Recipe(epochs, 100, lr, optimizer="adam") for lr in (3e-4, 1e-3, 5e-3) for epochs in (3, 10, 30)
 )
 
 Proposal = tuple[str, int, float, Tensor]  # method, candidate or -1, size, change [m]

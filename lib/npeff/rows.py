@@ -67,10 +67,14 @@ def _guess(magnitude: Tensor, k: int) -> NDArray[np.floating]:
 
 def _first_of_largest(row: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     """Ascending indices of the k largest numbers above zero, among equal ones the first."""
-    least = np.partition(row, len(row) - k)[len(row) - k] if k < len(row) else 0
+    if k >= len(row):
+        return row.nonzero()[0]
+    sorted_at = row.copy()
+    sorted_at.partition(len(row) - k)
+    least = sorted_at[len(row) - k]
     if least <= 0:
-        return np.flatnonzero(row)
-    at = np.flatnonzero(row >= least)
+        return row.nonzero()[0]
+    at = (row >= least).nonzero()[0]  # methods: of short rows the calls cost most
     if len(at) > k:  # some of the smallest are equal
         smallest = at[row[at] == least]
         at = np.setdiff1d(at, smallest[k - len(at) :], assume_unique=True)

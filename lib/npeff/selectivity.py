@@ -132,12 +132,13 @@ def respond(
     pairs = zip(progress(steps) if progress else steps, changes, strict=True)
     n_top = top.shape[1]
     for j, signs in pairs:
-        rows = torch.cat([top[j], baseline])
+        # top examples are mostly in the baseline too: each goes once through the model
+        rows, at = torch.cat([top[j], baseline]).unique(return_inverse=True)
         kl, right = before.after(model, signs, parameters, rows, chunk)
-        kl_top.append(kl[:, :, :n_top])
-        kl_baseline.append(kl[:, :, n_top:].mean(2))
-        right_top.append(right[:, :n_top].mean(1))
-        right_baseline.append(right[:, n_top:].mean(1))
+        kl_top.append(kl[:, :, at[:n_top]])
+        kl_baseline.append(kl[:, :, at[n_top:]].mean(2))
+        right_top.append(right[:, at[:n_top]].mean(1))
+        right_baseline.append(right[:, at[n_top:]].mean(1))
     return Selectivity(
         top,
         baseline,

@@ -18,7 +18,7 @@ Source: document 3, sections 2.1 and 2.2 (sparsity, preprocessing); specificatio
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -345,12 +345,11 @@ def _mapped(fishers: Fishers, old_to_new: Tensor, kept: Tensor) -> Fishers:
     )
 
 
-def _rows_of(fishers: Fishers) -> list[Tensor]:
+def _rows_of(fishers: Fishers) -> Iterator[Tensor]:
     """Each example's factor, dense on the columns that it uses, float64."""
     bounds = torch.searchsorted(
         fishers.example, torch.arange(len(fishers) + 1, device=fishers.example.device)
     )
-    found = []
     for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         lo, hi = int(fishers.offsets[a]), int(fishers.offsets[b])
         used, at = fishers.columns[lo:hi].unique(return_inverse=True)
@@ -359,5 +358,4 @@ def _rows_of(fishers: Fishers) -> list[Tensor]:
         )
         dense = torch.zeros(b - a, len(used), dtype=torch.float64, device=used.device)
         dense[rows, at] = fishers.values[lo:hi].double()
-        found.append(dense)
-    return found
+        yield dense

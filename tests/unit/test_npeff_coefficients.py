@@ -60,6 +60,19 @@ def test_batches_of_systems_change_nothing(monkeypatch):
     assert torch.equal(nonnegative.solve(g @ g.T, b), whole)
 
 
+@pytest.mark.parametrize("n", [20, 600])  # one system after the other, and all together
+def test_twice_the_same_component_ends_at_an_optimum(n: int):
+    basis = torch.randn(6, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis[5] = 3 * basis[0]
+    q = basis @ basis.T
+    b = torch.randn(n, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) @ q
+    w = nonnegative.solve(q, b)
+    slope = w @ q - b
+    assert (w >= 0).all()
+    assert (slope > -1e-6 * b.abs().amax()).all()
+    assert (w * slope).abs().max() < 1e-6 * (w * b).abs().max()
+
+
 def test_components_that_are_zero_or_twice_there_do_no_harm():
     q = torch.eye(4, dtype=torch.float64)
     q[3, 3] = 0

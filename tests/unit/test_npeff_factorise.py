@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lib.npeff import alternating, component_studies, factorise, products, store
 from lib.npeff.factorise import Decomposition, decompose, explained, unit
+from lib.npeff.factors import factors_of
 from lib.npeff.store import Fishers
 
 
@@ -59,7 +60,7 @@ def test_the_loss_is_the_sum_of_frobenius_norms_and_the_direction_its_gradient()
     g = torch.randn(4, 11, generator=generator, dtype=torch.float64, requires_grad=True)
     loss = explicit_loss(fishers, w, g)
     (gradient,) = torch.autograd.grad(loss, g)
-    problem = alternating.problem_of(fishers, 4, torch.device("cpu"))
+    problem = alternating.problem_of(factors_of(fishers), 4, torch.device("cpu"))
     space = space_of(fishers, g.detach())
     b, q = space.products()
     assert problem.loss(w, problem.sum_rows(b.square()), q) == pytest.approx(loss.item(), rel=1e-10)
@@ -72,7 +73,7 @@ def test_the_coefficient_step_never_raises_the_loss_and_ends_at_the_non_negative
 
     fishers, _, g = planted(n=40)
     g = g + 0.02  # no exact fit, and overlapping components
-    problem = alternating.problem_of(fishers, 0, torch.device("cpu"))
+    problem = alternating.problem_of(factors_of(fishers), 0, torch.device("cpu"))
     space = space_of(fishers, g)
     start = torch.rand(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     stages = [alternating.Stage(3_000, 6)]
@@ -119,7 +120,8 @@ def test_the_exact_step_is_the_best_along_its_direction():
     fishers = random_fishers(n=20)
     w = torch.rand(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     g = torch.randn(3, 11, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    problem = alternating.problem_of(fishers, 3, torch.device("cpu"), pull=0.3, pull_to=0.5)
+    data = factors_of(fishers)
+    problem = alternating.problem_of(data, 3, torch.device("cpu"), pull=0.3, pull_to=0.5)
     space = space_of(fishers, g)
     run = alternating.fit(
         problem, space, w, [alternating.Stage(1, 0)], step="exact", rate=0.0, log_every=1,

@@ -374,3 +374,15 @@ def test_equal_weights_with_another_forward_pass_are_cached_apart(tmp_path, monk
     a, b = (archive.fetch_fishers(model, x, k=50) for model in (two, four))
     torch.testing.assert_close(b.logits, four(x).detach())
     assert not torch.equal(a.values, b.values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_examples_written_at_a_time_change_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = network(), inputs(50)
+    whole = fisher.per_example_fishers(model, x, kind=kind, k=9, eps=0.1)
+    monkeypatch.setattr(fisher, "PIECE", 1)  # sixteen examples
+    found = fisher.per_example_fishers(model, x, kind=kind, k=9, eps=0.1)
+    for name in archive.ARRAYS:
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=0)

@@ -61,10 +61,17 @@ def test_groups_with_parameters_of_their_own_move_alone(low_rank):
     assert torch.equal(case.lengths, torch.full((GROUPS,), 0.1, dtype=torch.float64))
 
 
-def test_diagonal_components_move_their_own_group():
-    case = perturb_studies.moved_diagonal(found(store.DIAGONAL)[0], n_draws=2, seed=0)
+def test_diagonal_components_move_their_own_group(monkeypatch, tmp_path):
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path))
+    parts = found(store.DIAGONAL)[0]
+    case = perturb_studies.moved_diagonal(parts, n_draws=2, seed=0)
     assert (case.kl > 2).all()
     assert case.in_range == GROUPS
+    # the data set's Fisher is kept, and gives the same
+    assert len(list(tmp_path.glob("dataset-fisher-*.safetensors"))) == 1
+    again = perturb_studies.moved_diagonal(parts, n_draws=2, seed=0)
+    assert torch.equal(case.kl, again.kl)
+    assert len(list(tmp_path.glob("dataset-fisher-*.safetensors"))) == 1
 
 
 def test_small_steps_follow_the_fisher(low_rank):
