@@ -41,7 +41,7 @@ def explore(draw: Callable[..., Figure], **choices: Sequence[object]) -> ipywidg
 
     def redraw(_: object = None) -> None:
         figure = draw(**{name: control.value for name, control in controls.items()})
-        picture.value = _png(figure)
+        picture.value = png(figure)
         plt.close(figure)
 
     for control in controls.values():
@@ -66,7 +66,8 @@ def _control(name: str, values: Sequence[object]) -> ipywidgets.Widget:
     return ipywidgets.Dropdown(options=list(values), description=label)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a small png file, without a date or the program's name."""
     import io
 
     data = io.BytesIO()
