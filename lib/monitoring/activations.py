@@ -3,13 +3,14 @@
 A unit is one channel of a feature map, or one coordinate of a flat output. Activations carry the
 ids of the images they were made from, so that a detector can refuse another set or another order.
 
-Public names: `LayerActivations`, `layer_activations`, `ConceptScores`, `ConceptSet`.
+Public names: `LayerActivations`, `layer_activations`, `layer_activations_of`, `ConceptScores`,
+`ConceptSet`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,27 +106,75 @@ def layer_activations(
 
     Source: section 1.1 (pooling) and 6 (one pass for all layers).
     """
+    options = {"ids": ids, "maps": maps, "pooling": pooling, "prepare": prepare}
+    return layer_activations_of([model], x, layers, chunk=chunk, progress=progress, **options)[0]  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def layer_activations_of(
+    models: Sequence[nn.Module],
+    x: Tensor,
+    layers: Sequence[str],
+    *,
+    ids: Tensor | None = None,
+    maps: bool = False,
+    pooling: str = "mean",
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    chunk: int = 512,
+    progress: Progress | None = None,
+) -> list[dict[str, LayerActivations]]:
+    """`layer_activations` of several networks in one pass over the images.
+
+    Each chunk is moved and prepared once, which pays where that costs more than a network's forward
+    pass (pictures that are decoded); the activations of all networks are in memory together.
+    Arguments and errors as there; the models are different objects.
+
+    Source: section 6 (data in the outer loop, checkpoints in the inner one).
+    """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is one of {', '.join(POOLINGS)}; got {pooling!r}")
-    if len(x) == 0 or not layers:
-        raise ValueError(f"want images and layers, got {len(x)} and {len(layers)}")
+    if len(x) == 0 or not layers or not models:
+        raise ValueError(
+            f"want images, layers and networks, got {len(x)}, {len(layers)} and {len(models)}"
+        )
+    if len({id(model) for model in models}) < len(models):
+        raise ValueError("one network is given twice; give copies with their own weights")
     ids = torch.arange(len(x)) if ids is None else ids
-    first = next(model.parameters(), None)
-    device = x.device if first is None else first.device
-    pooled: dict[str, Tensor] = {}
-    kept: dict[str, Tensor] = {}
+    found: list[_Stored] = [_Stored({}, {}) for _ in models]
     starts = range(0, len(x), chunk)
-    with _reading(model, layers, pooling, maps) as reading, evaluating(model):
+    with ExitStack() as stack:
+        readings = [stack.enter_context(_reading(m, layers, pooling, maps)) for m in models]
+        for model in models:
+            stack.enter_context(evaluating(model))
         for start in progress(starts) if progress else starts:
-            rows = x[start : start + chunk].to(device)
-            reading.run(model, prepare(rows) if prepare else rows)
-            for name in layers:
-                if name not in reading.pooled:
-                    raise ValueError(f"the forward pass does not reach layer {name!r}")
-                _keep(pooled, name, reading.pooled[name], start, len(x))
-                if name in reading.maps:
-                    _keep(kept, name, reading.maps[name], start, len(x))
-    return {name: LayerActivations(name, ids, pooled[name], kept.get(name)) for name in layers}
+            rows = x[start : start + chunk].to(_device(models[0], x))
+            rows = prepare(rows) if prepare else rows
+            for model, reading, stored in zip(models, readings, found, strict=True):
+                # a network whose first layer works in place must not change the next one's input
+                reading.run(model, rows.to(_device(model, x), copy=len(models) > 1))
+                for name in layers:
+                    if name not in reading.pooled:
+                        raise ValueError(f"the forward pass does not reach layer {name!r}")
+                    _keep(stored.pooled, name, reading.pooled[name], start, len(x))
+                    if name in reading.maps:
+                        _keep(stored.maps, name, reading.maps[name], start, len(x))
+    return [
+        {name: LayerActivations(name, ids, s.pooled[name], s.maps.get(name)) for name in layers}
+        for s in found
+    ]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Activations of one network, by layer."""
+
+    pooled: dict[str, Tensor]
+    maps: dict[str, Tensor]
+
+
+def _device(model: nn.Module, x: Tensor) -> torch.device:
+    first = next(model.parameters(), None)
+    return x.device if first is None else first.device
 
 
 class _AllRead(Exception):

@@ -10,7 +10,12 @@ from torch import nn
 
 from lib.data.annotations import CATEGORIES, Annotations, Concept
 from lib.monitoring import statistics
-from lib.monitoring.activations import ConceptSet, LayerActivations, layer_activations
+from lib.monitoring.activations import (
+    ConceptSet,
+    LayerActivations,
+    layer_activations,
+    layer_activations_of,
+)
 from lib.monitoring.calibration import (
     Rule,
     calibrate,
@@ -25,6 +30,7 @@ from lib.monitoring.live_pictures import LivePlot, so_far
 from lib.monitoring.record import Probe, Trace, checkpoint_files, observe
 from lib.monitoring.space import Space, concept_weights, fit_basis, load_basis
 from lib.monitoring.stored import fetch_scores
+from lib.monitoring.together import scores_together
 
 C, D, N = 12, 8, 400
 KINDS = tuple(CATEGORIES[k % 6] for k in range(C))
@@ -524,6 +530,49 @@ def test_counting_by_category_needs_categories(record):
     table = record[1].table().assign(category="")
     with pytest.raises(ValueError, match="no categories"):
         statistics.counts(table)
+
+
+# ---- all checkpoints in one pass ----
+
+
+def test_one_pass_for_all_checkpoints_gives_the_same_record_and_prepares_images_once():
+    model, prepared = built(), []
+
+    def counted(x):
+        prepared.append(len(x))
+        return x * 2
+
+    states = [(0, dict(model.state_dict())), (3, dict(built().state_dict()))]
+    states[1][1]["0.weight"] = states[1][1]["0.weight"] * torch.linspace(-1, 1, 9).view(3, 3)
+    space = a_space()
+    once = Probe(images(), torch.arange(N), prepare=counted, chunk=150)
+    detectors = [clip_dissect(similarities(), similarity="cos")]
+    where = space, fit_basis(space, "pca"), {("cos", name): Rule(0.1) for name in ("0", "5")}
+    score = scores_together(model, states, once, ["0", "5"], detectors)
+    assert prepared == [150, 150, 100]
+    found = observe(model, states, once, ["0", "5"], detectors, *where, score=score)
+    assert len(prepared) == 3
+    each = observe(model, states, once, ["0", "5"], detectors, *where)
+    for a, b in zip(found.traces, each.traces, strict=True):
+        assert a.concepts.equal(b.concepts)
+        assert a.h.equal(b.h)
+    assert not found.traces[0].h[0].equal(found.traces[0].h[1])
+    with pytest.raises(ValueError, match="other checkpoints, images or layers"):
+        score(model, probe(), ["0"], detectors, 5)
+
+
+def test_networks_that_work_in_place_leave_the_images_to_the_next_one():
+    models = [nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 2, 1)) for _ in range(2)]
+    x = torch.randn(8, 3, 5, 5, generator=seeded())
+    before = x.clone()
+    found = layer_activations_of(models, x, ["0", "1"])
+    assert x.equal(before)
+    assert found[0]["0"].pooled.equal(found[1]["0"].pooled)
+    assert not found[0]["1"].pooled.equal(found[1]["1"].pooled)
+    with pytest.raises(ValueError, match="given twice"):
+        layer_activations_of([models[0], models[0]], x, ["0"])
+    with pytest.raises(ValueError, match="want images, layers and networks"):
+        layer_activations_of([], x, ["0"])
 
 
 # ---- while training ----
