@@ -41,7 +41,7 @@ def explore(draw: Callable[..., Figure], **choices: Sequence[object]) -> ipywidg
 
     def redraw(_: object = None) -> None:
         figure = draw(**{name: control.value for name, control in controls.items()})
-        picture.value = _png(figure)
+        picture.value = png(figure)
         plt.close(figure)
 
     for control in controls.values():
@@ -66,9 +66,13 @@ def _control(name: str, values: Sequence[object]) -> ipywidgets.Widget:
     return ipywidgets.Dropdown(options=list(values), description=label)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a small png file: 128 colours, as pictures in notebooks have."""
     import io
 
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=80, metadata={"Software": None})
-    return data.getvalue()
+    from PIL import Image
+
+    whole, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, format="png", dpi=80, metadata={"Software": None})
+    Image.open(whole).convert("RGB").quantize(128).save(small, format="png", optimize=True)
+    return small.getvalue()

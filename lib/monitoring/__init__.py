@@ -8,9 +8,10 @@ Map, file by file, in reading order.
 - ``dissection``: Network Dissection, by overlap with exact masks.
 - ``calibration``: thresholds, from a permutation null.
 - ``space``: concepts, units and words in one embedding space and on one map.
-- ``record``: Algorithm 1, every checkpoint through every detector into one long table.
+- ``record``: Algorithm 1, every checkpoint through every detector into one long table;
+  ``together``: all checkpoints in one pass over the images.
 - ``statistics``: counts, births, transitions, spread, convergence, retention.
-- ``live``: the same inside a training loop.
+- ``live``: the same inside a training loop; ``live_pictures``: a plot that is drawn anew there.
 - ``encoder``, ``encoder_training``, ``encoder_floors``: the small image-text encoder, and how good
   it must be; ``encoder_pretrained``: published ones.
 - ``stored``: scores and maps through the cache.

@@ -3,12 +3,14 @@
 A unit is one channel of a feature map, or one coordinate of a flat output. Activations carry the
 ids of the images they were made from, so that a detector can refuse another set or another order.
 
-Public names: `LayerActivations`, `layer_activations`, `ConceptScores`, `ConceptSet`.
+Public names: `LayerActivations`, `layer_activations`, `layer_activations_of`, `ConceptScores`,
+`ConceptSet`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,40 +102,154 @@ def layer_activations(
 
     Raises:
         ValueError: no images, an unknown or unreached layer, activations that are not finite.
+        TypeError: a layer's output is not one tensor.
 
     Source: section 1.1 (pooling) and 6 (one pass for all layers).
     """
+    options = {"ids": ids, "maps": maps, "pooling": pooling, "prepare": prepare}
+    return layer_activations_of([model], x, layers, chunk=chunk, progress=progress, **options)[0]  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def layer_activations_of(
+    models: Sequence[nn.Module],
+    x: Tensor,
+    layers: Sequence[str],
+    *,
+    ids: Tensor | None = None,
+    maps: bool = False,
+    pooling: str = "mean",
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    chunk: int = 512,
+    progress: Progress | None = None,
+) -> list[dict[str, LayerActivations]]:
+    """`layer_activations` of several networks in one pass over the images.
+
+    Each chunk is moved and prepared once, which pays where that costs more than a network's forward
+    pass (pictures that are decoded); the activations of all networks are in memory together.
+    Arguments and errors as there; the models are different objects.
+
+    Source: section 6 (data in the outer loop, checkpoints in the inner one).
+    """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is one of {', '.join(POOLINGS)}; got {pooling!r}")
-    if len(x) == 0 or not layers:
-        raise ValueError(f"want images and layers, got {len(x)} and {len(layers)}")
+    if len(x) == 0 or not layers or not models:
+        raise ValueError(
+            f"want images, layers and networks, got {len(x)}, {len(layers)} and {len(models)}"
+        )
+    if len({id(model) for model in models}) < len(models):
+        raise ValueError("one network is given twice; give copies with their own weights")
     ids = torch.arange(len(x)) if ids is None else ids
-    first = next(model.parameters(), None)
-    device = x.device if first is None else first.device
-    pooled: dict[str, Tensor] = {}
-    kept: dict[str, Tensor] = {}
+    found: list[_Stored] = [_Stored({}, {}) for _ in models]
     starts = range(0, len(x), chunk)
-    with recorded(model, layers) as seen, evaluating(model):
+    with ExitStack() as stack:
+        readings = [stack.enter_context(_reading(m, layers, pooling, maps)) for m in models]
+        for model in models:
+            stack.enter_context(evaluating(model))
         for start in progress(starts) if progress else starts:
-            rows = x[start : start + chunk].to(device)
-            model(prepare(rows) if prepare else rows)
-            for name in layers:
-                if name not in seen:
-                    raise ValueError(f"the forward pass does not reach layer {name!r}")
-                _keep(pooled, name, _pool(seen[name], pooling), start, len(x))
-                if maps and seen[name].ndim == 4:
-                    _keep(kept, name, seen[name], start, len(x))
-            seen.clear()
-    return {name: LayerActivations(name, ids, pooled[name], kept.get(name)) for name in layers}
+            rows = x[start : start + chunk].to(_device(models[0], x))
+            rows = prepare(rows) if prepare else rows
+            for model, reading, stored in zip(models, readings, found, strict=True):
+                # a network whose first layer works in place must not change the next one's input
+                reading.run(model, rows.to(_device(model, x), copy=len(models) > 1))
+                for name in layers:
+                    if name not in reading.pooled:
+                        raise ValueError(f"the forward pass does not reach layer {name!r}")
+                    _keep(stored.pooled, name, reading.pooled[name], start, len(x))
+                    if name in reading.maps:
+                        _keep(stored.maps, name, reading.maps[name], start, len(x))
+    return [
+        {name: LayerActivations(name, ids, s.pooled[name], s.maps.get(name)) for name in layers}
+        for s in found
+    ]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Activations of one network, by layer."""
+
+    pooled: dict[str, Tensor]
+    maps: dict[str, Tensor]
+
+
+def _device(model: nn.Module, x: Tensor) -> torch.device:
+    first = next(model.parameters(), None)
+    return x.device if first is None else first.device
+
+
+class _AllRead(Exception):
+    """The last of the layers has been read."""
+
+
+class _Reading:
+    """What hooks leave of one forward pass; passes after the first end at the last hook.
+
+    Pooling in the hook spares a copy of each feature map, and what follows the last layer is not
+    computed. A layer that is used several times in a pass leaves its last output, so the first pass
+    runs to its end and counts the uses; the later ones are taken to use the layers as often.
+    """
+
+    def __init__(self, pooling: str, with_maps: bool) -> None:
+        self.pooling, self.with_maps = pooling, with_maps
+        self.pooled: dict[str, Tensor] = {}
+        self.maps: dict[str, Tensor] = {}
+        self._uses, self._last = 0, -1
+
+    def run(self, model: nn.Module, x: Tensor) -> None:
+        """One pass; `pooled` and `maps` are then of these images."""
+        self.pooled.clear()
+        self.maps.clear()
+        self._uses = 0
+        try:
+            model(x)
+        except _AllRead:
+            return
+        self._last = self._uses
+
+    def hook(self, name: str) -> Callable[[nn.Module, object, object], None]:
+        """A forward hook for the layer of that name."""
+
+        def read(module: nn.Module, inputs: object, output: object) -> None:
+            if not isinstance(output, Tensor):
+                raise TypeError(
+                    f"layer {name!r} returns a {type(output).__name__}, want one tensor"
+                )
+            self.pooled[name] = _pool(output, self.pooling)
+            if self.with_maps and output.ndim == 4:
+                self.maps[name] = output.clone()  # a later ReLU(inplace=True) would overwrite it
+            self._uses += 1
+            if self._uses == self._last:
+                raise _AllRead
+
+        return read
+
+
+@contextmanager
+def _reading(
+    model: nn.Module, layers: Sequence[str], pooling: str, maps: bool
+) -> Iterator[_Reading]:
+    """Hooks on the layers within, none after."""
+    with recorded(model, layers):  # refuses an unknown layer
+        pass
+    reading = _Reading(pooling, maps)
+    handles = [
+        model.get_submodule(name).register_forward_hook(reading.hook(name)) for name in layers
+    ]
+    try:
+        yield reading
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _pool(h: Tensor, pooling: str) -> Tensor:
+    """Pooled values `[n, M]`, never a view of the output."""
     if h.ndim == 4:
         return h.mean((2, 3)) if pooling == "mean" else h.amax((2, 3))
     if h.ndim == 3:
-        return h[:, 0]
+        return h[:, 0].clone()
     if h.ndim == 2:
-        return h
+        return h.clone()
     raise ValueError(f"want an output with 2, 3 or 4 dimensions, got {tuple(h.shape)}")
 
 

@@ -3,9 +3,11 @@
 The model is open_clip's `CLIP` with a text tower of two layers over the hundred tokens that
 captions use, and a small convolutional network in place of its image tower. The loss is the
 symmetric contrastive one with several positives: a caption belongs to its own image, and a caption
-of bare words to every image of the batch in which all of them are visible.
+of bare words to every image of the batch in which all of them are visible. A second term sets the
+bare texture words against each other: captions that differ in nothing but the texture.
 
-Public names: `Settings`, `FIRST`, `Tokens`, `build`, `train`, `positives`, `contrastive`.
+Public names: `Settings`, `FIRST`, `Tokens`, `build`, `train`, `positives`, `contrastive`,
+`among_words`.
 
 Source: specification of document 2, section 4.3.
 """
@@ -26,7 +28,7 @@ from lib.data.scenes import captions
 from lib.data.scenes.painting import SIDE
 from lib.data.scenes.shading import SURFACES
 from lib.data.scenes.shapes import SHAPES
-from lib.data.scenes.vocabulary import WORDS
+from lib.data.scenes.vocabulary import TEXTURES, WORDS, value
 from lib.data.scenes.world import SEEDS, chunks, prepare
 from lib.models import initialise
 
@@ -71,6 +73,7 @@ class Settings:
     warm_up: int = 40  # steps
     last_lr: float = 0.02  # share of lr at the end of the cosine
     shift: int = 2  # pixels, largest
+    texture_weight: float = 1.0  # of the texture words' term in the loss
 
 
 FIRST = Settings()
@@ -254,6 +257,26 @@ def contrastive(similarity: Tensor, belongs: Tensor) -> Tensor:
     return 0.5 * (F.cross_entropy(similarity, of_images) + F.cross_entropy(similarity.T, of_texts))
 
 
+def among_words(similarity: Tensor, shows: Tensor) -> Tensor:
+    """Mean cross-entropy of images among alternative words, and of words among images.
+
+    Args:
+        similarity: scaled cosines `[b, c]` of images and words.
+        shows: which of the words each image shows, bool `[b, c]`; images that show none count
+            among a word's images alone, and words that no image shows among an image's words.
+
+    Source: ours. In a batch the captions that name a texture differ in much else, so the
+    contrastive loss hardly asks which texture it is.
+    """
+    loss = similarity.new_zeros(())
+    for scores, belongs in ((similarity, shows), (similarity.T, shows.T)):
+        some = belongs.any(1)
+        if some.any():
+            target = belongs[some].float()
+            loss = loss + F.cross_entropy(scores[some], target / target.sum(1, keepdim=True))
+    return 0.5 * loss
+
+
 def train(settings: Settings, seed: int, *, progress: Progress | None = None) -> dict[str, Tensor]:
     """The trained model's state.
 
@@ -264,6 +287,7 @@ def train(settings: Settings, seed: int, *, progress: Progress | None = None) ->
     generator = torch.Generator().manual_seed(seed)
     model = build(settings, generator).train()
     images, texts, short, visible = _pairs(settings, seed)
+    bare, columns = Tokens(settings.length)(TEXTURES), [value(word) - 1 for word in TEXTURES]
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -283,9 +307,11 @@ def train(settings: Settings, seed: int, *, progress: Progress | None = None) ->
         x = _moved(prepare(images[rows]), settings.shift, generator)
         # as in `lib.training.loop.train`: convolutions are fastest on this layout
         a = F.normalize(model.visual(x.contiguous(memory_format=torch.channels_last)), dim=-1)  # type: ignore[operator]
-        b = encode_texts(model, texts[rows])
-        scale = model.logit_scale.exp()  # type: ignore[operator]
-        loss = contrastive(scale * a @ b.T, positives(short[rows], visible[rows]))
+        b = encode_texts(model, torch.cat([texts[rows], bare]))
+        s = model.logit_scale.exp() * a @ b.T  # type: ignore[operator]
+        loss = contrastive(s[:, : len(rows)], positives(short[rows], visible[rows]))
+        textures = among_words(s[:, len(rows) :], visible[rows][:, columns])
+        loss = loss + settings.texture_weight * textures
         if not torch.isfinite(loss):
             raise ValueError(f"the loss is {loss.item()} at step {step}; lower the lr")
         optimizer.zero_grad()

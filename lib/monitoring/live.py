@@ -8,6 +8,13 @@
         monitor(step)
     monitor.record()
 
+or, with a training loop that takes `progress` and knows of epochs alone::
+
+    training.train(model, x, y, recipe, generator=g, progress=monitor.around)
+
+For a plot that is drawn anew at every look, give `on_look=LivePlot(detector, layers)` of
+`lib.monitoring.live_pictures`.
+
 It looks at the network in evaluation mode and without gradients, and gives back the mode of every
 module and the state of every random generator, so that training with and without it ends in the
 same weights, bit for bit. No hook stays in the network between two looks.
@@ -107,6 +114,13 @@ class ConceptMonitor:
             if self.on_look:
                 self.on_look(self.record())
         return True
+
+    def around(self, steps: range) -> Iterator[int]:
+        """The numbers of `steps`, with a look before each and one after the last."""
+        for step in steps:
+            self(step)
+            yield step
+        self(steps.stop)
 
     def record(self, run: str = "live", arm: str = "live") -> Record:
         """What was seen so far; its epochs are the steps.

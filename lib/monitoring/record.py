@@ -6,7 +6,7 @@ embedding space are kept. All figures are group-bys of the result.
 
 Checkpoints are any stream of (epoch, state): files, or states in memory.
 
-Public names: `Probe`, `Trace`, `Record`, `Top`, `observe`, `assemble`, `scores_of`,
+Public names: `Probe`, `Trace`, `Record`, `Top`, `observe`, `assemble`, `scores_of`, `tops_of`,
 `checkpoint_files`.
 
 Source: specification section 2.3 and 6.
@@ -202,7 +202,8 @@ def observe(
         rules: for each (detector name, layer), frozen before (`calibration.calibrate`).
         k: concepts kept for each unit.
         theta: temperature of Eq. 1.
-        score: `scores_of` (default), or `stored.fetch_scores`, which keeps them in the cache.
+        score: `scores_of` (default); `stored.fetch_scores`, which keeps them in the cache; or what
+            `together.scores_together` returns, which reads the images once for all checkpoints.
         progress: wraps the checkpoints.
 
     Raises:
@@ -348,6 +349,16 @@ def scores_of(
     One pass over the images for all layers and detectors.
     """
     acts = probe.activations(model, layers, maps=any(d.needs_maps for d in detectors))
+    return tops_of(acts, layers, detectors, k)
+
+
+def tops_of(
+    acts: Mapping[str, LayerActivations],
+    layers: Sequence[str],
+    detectors: Sequence[Detector],
+    k: int,
+) -> dict[tuple[str, str], Top]:
+    """The same from the activations of a network."""
     found = {}
     for detector in detectors:
         scores = detect_layers(detector, [acts[layer] for layer in layers])

@@ -3,27 +3,30 @@
 `fetch_study` trains and probes one seed; `measure` gives the numbers of the claims, `over_seeds`
 of several; the rest are the tables of the notebook.
 
-Public names: `Study`, `fetch_study`, `measure`, `claims_of`, `agreement_rows`, `other_set`,
-`OtherSet`, `other_set_rows`, `sweep`, `risen`, `count_rows`.
+Public names: `Study`, `fetch_study`, `watch`, `measure`, `claims_of`, `agreement_rows`,
+`other_set`, `OtherSet`, `other_set_rows`, `sweep`, `risen`, `count_rows`.
 
 Source: document 2, section 3.2, appendix C and D; specification section 3.1 and 3.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from lib import models, training
+from lib.data import scenes
 from lib.data.annotations import CATEGORIES
 from lib.data.scenes.companions import ABSENT_B
 from lib.monitoring import cases, measures, statistics
 from lib.monitoring.activations import ConceptSet
 from lib.monitoring.calibration import Rule
 from lib.monitoring.cases import LAST, LAYERS, Setting, Task
+from lib.monitoring.live import ConceptMonitor
 from lib.monitoring.measures import Measured
 from lib.monitoring.record import Record, Trace
 from lib.monitoring.space import Space
@@ -84,6 +87,47 @@ def fetch_study(size: SimpleNamespace, seed: int, *, device: str = "cpu") -> Stu
         # the rule of the first set: only the images differ
         cases.judged(other_at, task, last, rules, names=WORDS, layers=[LAST], arm="other set"),
     )
+
+
+def watch(
+    study: Study,
+    *,
+    n_images: int,
+    recipe: Mapping[str, object],
+    on_look: Callable[[Record], object] | None = None,
+) -> ConceptMonitor:
+    """Train another network on a few scenes and monitor it before each epoch and after the last.
+
+    Args:
+        study: gives probing images, the detector "clip", the space and the frozen rules.
+        n_images: to train on.
+        recipe: of `Recipe`.
+        on_look: called with the record so far.
+    """
+    generator = torch.Generator().manual_seed(study.seed)
+    data = scenes.scenes(n_images, study.seed)
+    model = models.build(cases.NETWORK, generator, n_out=len(data.names))
+    at, layers = study.at, list(LAYERS)
+    monitor = ConceptMonitor(
+        model,
+        layers,
+        at.probe,
+        [at.detector("clip")],
+        at.space,
+        at.basis,
+        rules=study.rules,
+        on_look=on_look,
+    )
+    training.train(
+        model,
+        data.x,
+        data.y,
+        Recipe(**recipe),  # type: ignore[arg-type]
+        generator=generator,
+        prepare=scenes.prepare,
+        progress=monitor.around,
+    )
+    return monitor
 
 
 def measure(study: Study, detector: str = "clip", *, n_draws: int = 1000) -> dict[str, Measured]:

@@ -46,6 +46,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_probe": 2048,
             "recipe": {"epochs": 8, **RECIPE},
             "keep": (0, 1, 2, 3, 4, 6, 8),
+            "watched": {"n_images": 1024, "recipe": {"epochs": 4, **SMALL}},
             "n_draws": 1000,
         },
         "full": {
@@ -55,6 +56,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_probe": 4096,
             "recipe": {"epochs": 8, **RECIPE},
             "keep": (0, 1, 2, 3, 4, 6, 8),
+            "watched": {"n_images": 1024, "recipe": {"epochs": 4, **SMALL}},
             "n_draws": 1000,
         },
     },

@@ -25,14 +25,6 @@ def test_bare_words_name_what_swatches_close_ups_and_scenes_show(
         assert measured.holds, measured
 
 
-def test_every_category_but_texture_is_told_apart_in_all_images(
-    quality: encoder_floors.Quality,
-) -> None:
+def test_every_category_is_told_apart_in_all_images(quality: encoder_floors.Quality) -> None:
     for measured in quality.auc:
-        assert measured.holds or measured.task.startswith("texture"), measured
-
-
-@pytest.mark.xfail(strict=True, reason="textures: mean AUC .81 where the specification asks .85")
-def test_textures_are_told_apart_in_all_images(quality: encoder_floors.Quality) -> None:
-    (measured,) = (found for found in quality.auc if found.task.startswith("texture"))
-    assert measured.holds, measured
+        assert measured.holds, measured

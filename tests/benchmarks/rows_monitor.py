@@ -38,6 +38,7 @@ UNITS = 512  # of one soft-WPMI call: the last layer of a ResNet-18
 RANKED, PEER_RANKED = 64, 8  # of one rank-reorder call; the peer does the first ones
 LAYERS = ("1", "4", "7")  # of the network below; leaky, so that no two images tie at zero
 CHECKPOINTS, SIDE, BATCH = 6, 16, 500
+SEED = 3  # of the images of `_run`
 DISSECTED = {"n": 512, "units": 64, "cells": 6, "pixels": 24, "planes": 4}
 
 
@@ -225,7 +226,12 @@ def _run() -> tuple[nn.Sequential, Tensor, list[tuple[int, dict[str, Tensor]]]]:
     for epoch in range(CHECKPOINTS):
         t = epoch / (CHECKPOINTS - 1)
         states.append((epoch, {k: (1 - t) * start[k] + t * end[k] for k in start}))
-    x = torch.rand(N, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    # Noise on colours of very different strength, so that the most activating images are far apart:
+    # of two with equal activations either may come first, and each side has its own order.
+    g = torch.Generator().manual_seed(SEED)
+    colour = torch.randn(N, 3, 1, 1, generator=g)
+    colour *= torch.empty(N, 1, 1, 1).exponential_(1.0, generator=g)
+    x = colour + torch.rand(N, 3, SIDE, SIDE, generator=g)
     return _network(), x, states
 
 
@@ -278,19 +284,14 @@ def end_to_end() -> Row:
 
     def agree(a: Record, b: dict[tuple[int, str], Tensor]) -> tuple[bool, str]:
         # scores and not words: with random embeddings many words are within the peer's rounding
-        gaps = torch.cat(
+        gaps = torch.stack(
             [
-                (a.trace("soft_wpmi", layer).h[epoch] - b[epoch, layer]).abs().amax(1)
+                (a.trace("soft_wpmi", layer).h[epoch] - b[epoch, layer]).abs().max()
                 for epoch in range(CHECKPOINTS)
                 for layer in LAYERS
             ]
         )
-        # Of two images with equal activations either may come first, and each side has its own
-        # order. Seen so far: in the last layer one such pair among the top images at checkpoint 3
-        # and none at 0, activations of both sides equal to the bit. The share is a guess from that.
-        near = float((gaps < 2e-3).double().mean())
-        words = f"five best scores agree to 2e-03 for {near:.1%} of units, {gaps.max():.0e} for all"
-        return near >= 0.99 and float(gaps.max()) < 0.05, words
+        return float(gaps.max()) < 2e-3, f"five best scores of all units agree to {gaps.max():.0e}"
 
     return Row(
         ours=ours,

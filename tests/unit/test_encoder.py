@@ -69,6 +69,17 @@ def test_two_positives_share_a_target() -> None:
     assert encoder_training.contrastive(s, belongs) > math.log(2)
 
 
+def test_alternative_words_are_set_against_each_other_and_against_all_images() -> None:
+    s = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    shows = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]]).bool()
+    of_images = F.cross_entropy(s[:3], torch.tensor([0, 1, 1]))  # the last shows no word
+    columns = s.log_softmax(0)
+    of_words = -(columns[0, 0] + (columns[1, 1] + columns[2, 1]) / 2) / 2  # none shows the third
+    found = encoder_training.among_words(s, shows)
+    torch.testing.assert_close(found, 0.5 * (of_images + of_words))
+    assert encoder_training.among_words(s, torch.zeros(4, 3).bool()) == 0
+
+
 def test_the_learning_rate_rises_and_ends_at_its_last_share() -> None:
     first = encoder_training.FIRST
     rates = [encoder_training.rate(k, first) for k in range(first.steps)]

@@ -10,7 +10,12 @@ from torch import nn
 
 from lib.data.annotations import CATEGORIES, Annotations, Concept
 from lib.monitoring import statistics
-from lib.monitoring.activations import ConceptSet, LayerActivations, layer_activations
+from lib.monitoring.activations import (
+    ConceptSet,
+    LayerActivations,
+    layer_activations,
+    layer_activations_of,
+)
 from lib.monitoring.calibration import (
     Rule,
     calibrate,
@@ -21,9 +26,11 @@ from lib.monitoring.calibration import (
 from lib.monitoring.detectors import clip_dissect
 from lib.monitoring.dissection import NetworkDissection
 from lib.monitoring.live import ConceptMonitor
+from lib.monitoring.live_pictures import LivePlot, so_far
 from lib.monitoring.record import Probe, Trace, checkpoint_files, observe
 from lib.monitoring.space import Space, concept_weights, fit_basis, load_basis
 from lib.monitoring.stored import fetch_scores
+from lib.monitoring.together import scores_together
 
 C, D, N = 12, 8, 400
 KINDS = tuple(CATEGORIES[k % 6] for k in range(C))
@@ -353,6 +360,67 @@ def test_pooling_takes_means_maxima_first_tokens_or_what_is_flat():
         layer_activations(model, x, ["0"], pooling="sum")
 
 
+def test_what_comes_after_a_layer_changes_nothing_of_what_was_read():
+    class Twice(nn.Module):  # one module used twice, as ReLUs are, and each time overwritten
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Conv2d(3, 3, 1, bias=False)
+            nn.init.constant_(self.scale.weight, 1.0)
+
+        def forward(self, x):
+            first = self.scale(x)
+            kept = first.sum()
+            first.zero_()
+            second = self.scale(x + 1)
+            out = second.clone()
+            second.zero_()
+            return out + kept
+
+    x = images(10)
+    wanted = (x + 1).sum(1, keepdim=True).expand(-1, 3, -1, -1)
+    for chunk in (3, 10):
+        found = layer_activations(Twice(), x, ["scale"], maps=True, chunk=chunk)["scale"]
+        torch.testing.assert_close(found.maps, wanted.contiguous())
+        torch.testing.assert_close(found.pooled, wanted.mean((2, 3)))
+
+
+def test_a_pass_ends_after_the_last_layer_once_its_uses_are_known():
+    calls = []
+
+    class Rest(nn.Module):
+        def forward(self, x):
+            calls.append(len(x))
+            return x
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), Rest())
+    found = layer_activations(model, images(10), ["1", "0"], chunk=4)
+    assert calls == [4]  # the first pass alone
+    torch.testing.assert_close(found["0"].pooled, model[0](images(10)).mean((2, 3)).detach())
+    assert model(images(2)).shape == (2, 4, 7, 7)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_layer_with_several_outputs_is_refused_and_one_that_is_skipped_too():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    class Skips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Identity(), nn.Identity()
+
+        def forward(self, x):
+            return self.used(x)
+
+    with pytest.raises(TypeError, match="layer '0' returns a tuple, want one tensor"):
+        layer_activations(nn.Sequential(Pair()), images(2), ["0"])
+    with pytest.raises(ValueError, match="does not reach layer 'unused'"):
+        layer_activations(Skips(), images(2), ["unused", "used"])
+    with pytest.raises(ValueError, match="no layer nine in this model"):
+        layer_activations(Skips(), images(2), ["nine"])
+
+
 # ---- statistics ----
 
 
@@ -464,6 +532,49 @@ def test_counting_by_category_needs_categories(record):
         statistics.counts(table)
 
 
+# ---- all checkpoints in one pass ----
+
+
+def test_one_pass_for_all_checkpoints_gives_the_same_record_and_prepares_images_once():
+    model, prepared = built(), []
+
+    def counted(x):
+        prepared.append(len(x))
+        return x * 2
+
+    states = [(0, dict(model.state_dict())), (3, dict(built().state_dict()))]
+    states[1][1]["0.weight"] = states[1][1]["0.weight"] * torch.linspace(-1, 1, 9).view(3, 3)
+    space = a_space()
+    once = Probe(images(), torch.arange(N), prepare=counted, chunk=150)
+    detectors = [clip_dissect(similarities(), similarity="cos")]
+    where = space, fit_basis(space, "pca"), {("cos", name): Rule(0.1) for name in ("0", "5")}
+    score = scores_together(model, states, once, ["0", "5"], detectors)
+    assert prepared == [150, 150, 100]
+    found = observe(model, states, once, ["0", "5"], detectors, *where, score=score)
+    assert len(prepared) == 3
+    each = observe(model, states, once, ["0", "5"], detectors, *where)
+    for a, b in zip(found.traces, each.traces, strict=True):
+        assert a.concepts.equal(b.concepts)
+        assert a.h.equal(b.h)
+    assert not found.traces[0].h[0].equal(found.traces[0].h[1])
+    with pytest.raises(ValueError, match="other checkpoints, images or layers"):
+        score(model, probe(), ["0"], detectors, 5)
+
+
+def test_networks_that_work_in_place_leave_the_images_to_the_next_one():
+    models = [nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 2, 1)) for _ in range(2)]
+    x = torch.randn(8, 3, 5, 5, generator=seeded())
+    before = x.clone()
+    found = layer_activations_of(models, x, ["0", "1"])
+    assert x.equal(before)
+    assert found[0]["0"].pooled.equal(found[1]["0"].pooled)
+    assert not found[0]["1"].pooled.equal(found[1]["1"].pooled)
+    with pytest.raises(ValueError, match="given twice"):
+        layer_activations_of([models[0], models[0]], x, ["0"])
+    with pytest.raises(ValueError, match="want images, layers and networks"):
+        layer_activations_of([], x, ["0"])
+
+
 # ---- while training ----
 
 
@@ -498,6 +609,63 @@ def trained(monitor_every):
             monitor(step)
         optimizer.step()
     return model, monitor, looks
+
+
+def a_monitor(model, **options):
+    space = a_space()
+    detectors = [clip_dissect(similarities(), similarity="cos")]
+    return ConceptMonitor(
+        model, ["0", "5"], probe(), detectors, space, fit_basis(space, "pca"), **options
+    )
+
+
+def test_around_a_loop_the_monitor_looks_before_each_step_and_after_the_last():
+    model, trained_for = built(), []
+    monitor = a_monitor(model)
+    for step in monitor.around(range(3)):
+        trained_for.append(step)
+        with torch.no_grad():
+            model[0].weight.mul_(1.5)
+    assert trained_for == [0, 1, 2]
+    trace = monitor.record().trace("cos", "0")
+    assert trace.epochs == (0, 1, 2, 3)
+    assert not trace.h[3].equal(trace.h[0])  # the last look sees the last step
+
+
+def test_a_live_plot_is_one_picture_that_is_exchanged_at_each_look(monkeypatch):
+    import IPython.display
+    from matplotlib import pyplot
+
+    shown, exchanged = [], []
+
+    class Handle:
+        def update(self, picture):
+            exchanged.append(picture)
+
+    def display(picture, *, display_id):
+        assert display_id is True
+        shown.append(picture)
+        return Handle()
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    monitor = a_monitor(built(), on_look=LivePlot("cos", ["0", "5"], xlabel="completed epochs"))
+    before = pyplot.get_fignums()
+    list(monitor.around(range(2)))
+    assert (len(shown), len(exchanged)) == (1, 2)
+    assert "completed epochs 0 to 2" in exchanged[1].metadata["alt"]
+    assert exchanged[1].data.startswith(b"\x89PNG")
+    assert exchanged[0].data != exchanged[1].data
+    assert pyplot.get_fignums() == before  # or the notebook shows them once more
+
+
+def test_bars_of_a_live_plot_are_the_shares_of_the_record():
+    monitor = a_monitor(built())
+    monitor(0)
+    trace = monitor.record().trace("cos", "5")
+    (axis,) = so_far(monitor.record(), "cos", ["5"], "steps").axes
+    height = sum(bar.get_height() for bar in axis.patches)
+    assert height == pytest.approx(float(trace.interpretable[0].float().mean()))
+    assert height > 0
 
 
 def test_training_is_the_same_to_the_bit_with_and_without_monitoring():

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lib.data import scenes
 from lib.monitoring import standard_studies as studies
 from lib.monitoring.calibration import Rule
-from lib.monitoring.record import Record
-from lib.monitoring.space import Space
+from lib.monitoring.detectors import clip_dissect
+from lib.monitoring.record import Probe, Record
+from lib.monitoring.space import Space, fit_basis
 from tests.planted_traces import CONCEPTS, SPACE, trace
 
 EPOCHS = (0, 1, 4)
@@ -48,6 +50,25 @@ def test_what_was_planted_is_measured():
     assert found["S1"][0] > 0.3
     assert found["S2"][0] > 2
     assert found["spread and accuracy"][0] == pytest.approx(0.866, abs=1e-3)  # two are equal
+
+
+def test_a_watched_training_is_seen_before_each_epoch_and_after_the_last():
+    images = torch.randint(256, (60, 48, 48, 3), generator=torch.Generator().manual_seed(0))
+    similarity = torch.randn(60, len(CONCEPTS), generator=torch.Generator().manual_seed(1))
+    at = SimpleNamespace(
+        probe=Probe(images.byte(), torch.arange(60), prepare=scenes.prepare),
+        detector=lambda name: clip_dissect(similarity, similarity="cos", name=name),
+        space=SPACE,
+        basis=fit_basis(SPACE, "pca"),
+    )
+    rules = {("clip", layer): Rule(0.0) for layer in studies.LAYERS}
+    study, looks = SimpleNamespace(seed=3, at=at, rules=rules), []
+    recipe = {"epochs": 2, "batch_size": 32, "lr": 0.05}
+    monitor = studies.watch(study, n_images=64, recipe=recipe, on_look=looks.append)
+    trace = monitor.record().trace("clip", "layer4")
+    assert trace.epochs == (0, 1, 2)
+    assert [len(look.traces[0].epochs) for look in looks] == [1, 2, 3]
+    assert not trace.h[0].equal(trace.h[1])
 
 
 def test_growth_and_accuracy_rise_together():
