@@ -203,8 +203,8 @@ def _leaks(kind: str, a: int, made: Sequence[Specificity]) -> dict[str, object]:
 
 
 def quality_panels(study: QualityStudy, sizes: Sequence[Configuration]) -> Figure:
-    """Q against S, a marker a world; and truth against size, a line an architecture."""
-    fig, (left, right) = figures.panels(1, 2, height=2.6)
+    """Q against S, a marker a world; truth and success against size, a line an architecture."""
+    fig, (left, *right) = figures.panels(1, 3, height=2.7)
     for k, world in enumerate(WORLDS):
         mine = study.of(world)
         left.scatter(
@@ -219,26 +219,19 @@ def quality_panels(study: QualityStudy, sizes: Sequence[Configuration]) -> Figur
         )
     left.axhline(CHANCE, color=ROLE["control"], linestyle=DASHES[1], label="chance")
     left.set(xlabel="S of the probe", ylabel="Q, share on the true features")
-    left.legend()
-    for k, name in enumerate(sorted({c.architecture for c in sizes})):
-        of = [c for c in sizes if c.architecture == name]
-        x = [c.n_weights for c in of]
-        for j, (words, values) in enumerate(
-            (("truth", [c.truth for c in of]), ("probe reads .9", [c.success for c in of]))
-        ):
-            mean, error = zip(*(share(v) for v in values), strict=True)
-            right.errorbar(
-                x,
-                mean,
-                error,
-                capsize=2,
-                marker=MARKERS[k],
-                color=CYCLE[k],
-                linestyle=DASHES[j],
-                label=f"{name}: {words}",
-            )
-    right.set(xscale="log", xlabel="weights", ylabel="share of rings", ylim=(-0.05, 1.05))
-    right.legend()
+    left.legend(handletextpad=0.2, borderpad=0.1)
+    for axis, words, field in zip(
+        right, ("the ring is closed", "the probe reads .9"), ("truth", "success"), strict=True
+    ):
+        for k, name in enumerate(dict.fromkeys(c.architecture for c in sizes)):
+            of = [c for c in sizes if c.architecture == name]
+            mean, error = zip(*(share(getattr(c, field)) for c in of), strict=True)
+            x = [c.n_weights for c in of]
+            look = {"marker": MARKERS[k], "color": CYCLE[k], "linestyle": DASHES[k]}
+            axis.errorbar(x, mean, error, capsize=2, label=name, **look)
+        axis.set(xscale="log", xlabel="weights", title=words, ylim=(-0.05, 1.05))
+    right[0].set_ylabel("share of rings")
+    right[0].legend(ncols=2)
     return fig
 
 
