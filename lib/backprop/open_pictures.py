@@ -7,7 +7,7 @@ are those of `lib.figures`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,12 @@ def share(x: Tensor) -> tuple[float, float]:
 
 
 def over_models(made: Sequence[Made], read: Callable[[Made], Tensor]) -> tuple[float, float]:
-    """Mean over models of a mean over inputs, and its standard error over models."""
+    """Mean over models of a mean over inputs, and its standard error over models.
+
+    Of a single model the standard error is that over its inputs.
+    """
+    if len(made) == 1:
+        return share(read(made[0]))
     return share(torch.stack([read(one).double().mean() for one in made]))
 
 
@@ -103,7 +108,7 @@ def language_bars(
     for k, (kind, layers) in enumerate(names):
         made = found[kind][layers]
         at = torch.arange(len(places)) + wide * (k - (len(names) - 1) / 2)
-        look = {
+        look: dict[str, Any] = {
             "color": CYCLE[k % len(found[kind])],
             "hatch": "" if kind == "trained" else "///",
             "edgecolor": "white",
@@ -130,7 +135,7 @@ def language_rows(
     subjects: Mapping[str, Mapping[int, Sequence[Subject]]],
     found: Mapping[str, Mapping[int, Sequence[Outcome]]],
 ) -> list[dict[str, object]]:
-    """One row a kind of model; mean and standard error over its seeds."""
+    """One row a kind of model; mean and standard error over its seeds (of one seed, inputs)."""
     columns: dict[str, Callable[[Outcome], Tensor]] = {
         "P, embeddings": lambda o: o.after,
         "P, rounded": lambda o: o.rounded,
@@ -144,13 +149,18 @@ def language_rows(
     return [
         {
             "model": _model(kind, layers),
-            "excess loss, nats": share(torch.tensor([x.excess for x in subjects[kind][layers]])),
-            "S": share(torch.tensor([x.score for x in subjects[kind][layers]])),
+            "models": len(made),
+            "excess loss, nats": _average([x.excess for x in subjects[kind][layers]]),
+            "S": _average([x.score for x in subjects[kind][layers]]),
             **{words: over_models(made, read) for words, read in columns.items()},
         }
         for kind, of in found.items()
         for layers, made in of.items()
     ]
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def leak_maps(made: Sequence[Specificity]) -> Figure:
@@ -227,8 +237,16 @@ def quality_panels(study: QualityStudy, sizes: Sequence[Configuration]) -> Figur
             of = [c for c in sizes if c.architecture == name]
             mean, error = zip(*(share(getattr(c, field)) for c in of), strict=True)
             x = [c.n_weights for c in of]
-            look = {"marker": MARKERS[k], "color": CYCLE[k], "linestyle": DASHES[k]}
-            axis.errorbar(x, mean, error, capsize=2, label=name, **look)
+            axis.errorbar(
+                x,
+                mean,
+                error,
+                capsize=2,
+                marker=MARKERS[k],
+                color=CYCLE[k],
+                linestyle=DASHES[k],
+                label=name,
+            )
         axis.set(xscale="log", xlabel="weights", title=words, ylim=(-0.05, 1.05))
     right[0].set_ylabel("share of rings")
     right[0].legend(ncols=2)

@@ -73,32 +73,43 @@ class Domain:
 
 def languages(run: Run) -> Languages:
     """Train models of every depth and seed, and explain them and their untrained twins."""
-    size = run.size
+    size, width = run.size, run.size.language["width"]
     subjects: dict[str, dict[int, list[Subject]]] = {}
     others: dict[str, dict[int, list[Specificity]]] = {}
-    how = {"n_probe": size.n_probe, "n": size.n_prefixes}
-    four = {"n_probe": size.n_probe, "n": size.n_clauses}
-    seeds = range(run.seed, run.seed + size.n_language_seeds)
-    for kind in ("trained", "random"):
-        subjects[kind], others[kind] = {}, {}
-        for k in size.layers:
-            models = [
+    for kind, n_seeds in size.language_seeds.items():
+        seeds = range(run.seed, run.seed + n_seeds)
+        made = {
+            k: [
                 language.fetch_model(k, seed=seed, **size.language)
                 if kind == "trained"
-                else language.untrained(k, size.language["width"], seed=seed)
+                else language.untrained(k, width, seed=seed)
                 for seed in seeds
             ]
-            each = list(zip(models, seeds, strict=True))
-            subjects[kind][k] = [language_studies.prepare(m, **how, seed=s) for m, s in each]
-            others[kind][k] = [
-                specificity_studies.study(specificity_studies.prepare(m, **four, seed=s))
-                for m, s in each
+            for k in size.layers
+        }
+        subjects[kind] = {
+            k: [
+                language_studies.prepare(m, n_probe=size.n_probe, n=size.n_prefixes, seed=seed)
+                for m, seed in zip(of, seeds, strict=True)
             ]
+            for k, of in made.items()
+        }
+        if kind in size.clauses_of:
+            others[kind] = {k: _four(of, run, seeds) for k, of in made.items()}
     outcomes = {
         kind: {k: [language_studies.explain(x) for x in made] for k, made in of.items()}
         for kind, of in subjects.items()
     }
     return Languages(subjects, outcomes, others)
+
+
+def _four(models: Sequence[language.CausalModel], run: Run, seeds: range) -> list[Specificity]:
+    how = {"n_probe": run.size.n_probe, "n": run.size.n_clauses}
+    beds = [
+        specificity_studies.prepare(m, **how, seed=seed)
+        for m, seed in zip(models, seeds, strict=True)
+    ]
+    return [specificity_studies.study(bed) for bed in beds]
 
 
 def domains(run: Run, spoken: Languages) -> dict[str, Domain]:

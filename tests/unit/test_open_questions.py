@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,6 +41,11 @@ def line():
     return problem, (g * scale).norm(), s @ g
 
 
+@pytest.fixture(scope="module")
+def grid(line):
+    return weights.front(line[0], 41)
+
+
 def test_bisection_finds_the_weight_of_the_closed_form(line):
     """(P - o)^2 + w |delta / sd|^2 has P = p0 + (o - p0) G / (w + G), G = |g sd|^2."""
     problem, size, start = line
@@ -56,26 +63,23 @@ def test_lagrangian_comes_to_the_same_point_without_a_weight_of_its_own(line):
     assert found.weight.isnan().all()
 
 
-def test_both_rules_do_what_is_asked_and_a_fixed_weight_does_not(line):
-    problem, _, _ = line
-    path = weights.front(problem, 41)
+def test_both_rules_do_what_is_asked_and_a_fixed_weight_does_not(line, grid):
+    problem, path = line[0], grid
     assert weights.reached(problem, weights.bisect(problem), path).all()
     assert weights.reached(problem, weights.lagrangian(problem, 0.5), path).all()
     assert not weights.reached(problem, weights.fixed(problem, path, 1e-4), path).any()
 
 
-def test_front_is_monotone_and_capped_stays_near(line):
-    problem, _, _ = line
-    path = weights.front(problem, 15)
+def test_front_is_monotone_and_capped_stays_near(line, grid):
+    problem, path = line[0], grid
     assert (path.gain.diff(dim=0) >= -1e-9).all()
     assert (path.distance.diff(dim=0) >= -1e-9).all()
     assert weights.capped(problem, path).near.all()
     assert not weights.fixed(problem, path, 1e-4).near.all()
 
 
-def test_knee_of_a_bent_front_is_its_bend(line):
-    problem, _, _ = line
-    path = weights.front(problem, 41)
+def test_knee_of_a_bent_front_is_its_bend(line, grid):
+    problem, path = line[0], grid
     chosen = weights.knee(problem, path)
     assert ((chosen.weight > path.weights.min()) & (chosen.weight < path.weights.max())).all()
 
@@ -102,13 +106,13 @@ def test_hypervolume_of_known_fronts():
     assert weights.hypervolume(torch.zeros(1), torch.ones(1), 2.0).item() == 1.0
 
 
-def test_hypervolume_of_the_linear_problem_is_that_of_a_straight_front(line):
-    """There G = D G_max / D_max up to tau, so the area within reach r is 1 - D_tau / (2 r)."""
-    problem, size, start = line
-    path = weights.front(problem, 161)
+def test_hypervolume_of_the_linear_problem_is_that_of_a_straight_front(line, grid):
+    """There G = D / D_tau up to tau: the area within 1.5 D_tau is 2/3, from below on a grid."""
+    _, size, start = line
     need = (6.0 - start) / size
-    found = weights.hypervolume(path.distance, path.gain, 1.5 * need)
-    torch.testing.assert_close(found, torch.full_like(need, 2 / 3), rtol=0.02, atol=0)
+    found = weights.hypervolume(grid.distance, grid.gain, 1.5 * need)
+    assert (found < 2 / 3).all()
+    assert (found > 2 / 3 - 0.06).all()  # half of the grid's widest step
 
 
 def test_hypervolume_does_not_depend_on_the_unit_of_distance_and_refuses_nonsense():
@@ -187,7 +191,8 @@ def test_entropy_of_the_grammar_is_reached_by_the_grammar_itself():
     share = (drawn.verb_at == grammar.PREFIX).double().mean()
     assert abs(share - 0.6) < 0.03
     short = drawn.words[drawn.verb_at == 2]
-    adverb = torch.isin(short, torch.tensor(grammar.KINDS["adverb"])).any(1)
+    when = grammar.KINDS["adverb of present"] + grammar.KINDS["adverb of past"]
+    adverb = torch.isin(short, torch.tensor(when)).any(1)
     nats = grammar._entropy(short[~adverb]).item() * 5
     # 16 nouns, no attractor .4, 2 tenses x 5 verbs, 4 determiners x 8 objects, no adverb 1/2
     want = torch.tensor([16 / 0.4, 10, 4 * 8, 2.0]).log().sum().item()
@@ -244,7 +249,12 @@ def planted():
         for k, at in enumerate(places):
             yes = drawn.words[drawn.concepts[k], at].unique()
             model.words.weight[yes, 8 * k : 8 * k + 8] += 1.0
-    return specificity.prepare(model, n_probe=1000, n=6, seed=0)
+    bed = specificity.prepare(model, n_probe=1000, n=6, seed=0)
+    own = torch.eye(4).repeat_interleave(
+        8, 1
+    )  # what a fit of 1,000 clauses puts elsewhere is noise
+    pairs = zip(bed.probes, own, strict=True)
+    return replace(bed, probes=tuple(replace(p, weight=p.weight * mine) for p, mine in pairs))
 
 
 def test_edits_of_separate_channels_leave_the_other_concepts_alone(planted):
@@ -264,8 +274,6 @@ def test_edits_of_separate_channels_leave_the_other_concepts_alone(planted):
 
 def test_a_leak_that_is_planted_is_found(planted):
     """The probe of the object reads half of the subject's probe: edits of the subject move it."""
-    from dataclasses import replace
-
     first, *middle, last = planted.probes
     mixed = replace(last, weight=last.weight + 0.5 * first.weight)
     found = specificity.study(replace(planted, probes=(first, *middle, mixed)))
