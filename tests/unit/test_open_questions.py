@@ -250,9 +250,7 @@ def planted():
             yes = drawn.words[drawn.concepts[k], at].unique()
             model.words.weight[yes, 8 * k : 8 * k + 8] += 1.0
     bed = specificity.prepare(model, n_probe=1000, n=6, seed=0)
-    own = torch.eye(4).repeat_interleave(
-        8, 1
-    )  # what a fit of 1,000 clauses puts elsewhere is noise
+    own = torch.eye(4).repeat_interleave(8, 1)  # what the fit puts elsewhere is noise
     pairs = zip(bed.probes, own, strict=True)
     return replace(bed, probes=tuple(replace(p, weight=p.weight * mine) for p, mine in pairs))
 
