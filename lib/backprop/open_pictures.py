@@ -159,6 +159,10 @@ def language_rows(
     ]
 
 
+def _signed(x: float) -> str:
+    return f"{round(x, 2) + 0.0:+.2f}"  # no -0.00
+
+
 def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -174,7 +178,7 @@ def leak_maps(made: Sequence[Specificity]) -> Figure:
         for a in range(len(CONCEPTS)):
             for b in range(len(CONCEPTS)):
                 color = "white" if mean[a, b].abs() > 0.6 else "black"
-                said = f"{mean[a, b]:+.2f}\n± {sd[a, b]:.2f}"
+                said = f"{_signed(mean[a, b].item())}\n± {sd[a, b]:.2f}"
                 axis.text(b, a, said, ha="center", va="center", fontsize=6, color=color)
         names = [name.replace(" ", "\n") for name in CONCEPTS]
         axis.set_xticks(range(len(names)), names)
@@ -309,8 +313,8 @@ def slope_rows(sizes: Sequence[Configuration], seed: int) -> list[dict[str, obje
     names = list(dict.fromkeys(c.architecture for c in sizes))
 
     def words(slope: tuple[float, float, float]) -> str:
-        middle, low, high = slope
-        return f"{middle:+.2f} ({low:+.2f} to {high:+.2f})" if low == low else f"{middle:+.2f}"
+        middle, low, high = (_signed(x) for x in slope)
+        return f"{middle} ({low} to {high})" if low != "+nan" else middle
 
     rows: list[dict[str, object]] = []
     for said, field in {"S": "score", **RINGS}.items():

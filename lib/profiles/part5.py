@@ -176,7 +176,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "clauses_of": ("trained", "random"),
             "n_probe": 4000,
             "n_prefixes": 100,
-            "n_clauses": 50,
+            "n_clauses": 24,
             "quality": {
                 "n_rows": (50, 200, 1000, 5000),
                 "noises": (0.0, 0.1, 0.2, 0.3, 0.4),
