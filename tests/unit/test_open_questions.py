@@ -314,6 +314,26 @@ def test_picture_transformer_reads_patches_and_knows_their_order_by_places_alone
     torch.testing.assert_close(network(x), network(swapped), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["cnn", "residual", "vit"])
+def test_a_network_just_trained_is_that_of_the_cache_bit_for_bit(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path))
+    spec = {
+        "cnn": {"size": 16, "channels": (4, 8), "n_out": 2},
+        "residual": {"size": 16, "width": 4, "n_out": 2},
+        "vit": {"size": 16, "width": 8, "n_layers": 1, "n_out": 2},
+    }[name]
+    u, y = scaling.draw(64, generator=generator())
+    x, recipe = scaling.render(u), scaling.Recipe(epochs=1, batch_size=32, lr=1e-3)
+    before = torch.get_rng_state()
+    new, stored = (
+        scaling_networks.fetch(name, spec, x, y, recipe, seed=0, data_hash="rings")
+        for _ in range(2)
+    )
+    assert torch.equal(new(x), stored(x))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(p.requires_grad for p in stored.parameters())
+
+
 def test_ring_networks_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match="multiple of 4"):
         scaling_networks.ResidualCNN(size=10, width=4, n_out=2)
