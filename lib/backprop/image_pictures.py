@@ -129,8 +129,7 @@ def one_and_many(shown: Mapping[str, Edit], edits: Mapping[str, Edit], at: Seque
     """
     half = (len(at) + 1) // 2
     kinds, columns = ("decoded", *edits), half + 1
-    ratios = {"width_ratios": [1.35] + [1.0] * half}
-    fig, axes = figures.panels(2 * len(kinds), columns, height=CELL, gridspec_kw=ratios)
+    fig, axes = figures.panels(2 * len(kinds), columns, height=CELL)
     for block in range(2):
         cells = [(shown, 0), *((edits, row) for row in at[block * half : (block + 1) * half])]
         if block:
