@@ -12,7 +12,7 @@ smallest move that makes the probe read the concept. The package, in reading ord
 
 The experiments, to be imported by name: `tabular` and `entanglement`; `autoencoders`, `images`,
 `image_edits` and `picture_measures`; the open questions in `weight_studies`, `language_studies`,
-`probe_quality_studies` and `scaling_studies`.
+`specificity_studies`, `probe_quality_studies` and `scaling_studies`.
 
 A high probe value is not the concept: measure the concept itself on `Maximisation.result`.
 """

@@ -120,6 +120,44 @@ def grid(edits: Mapping[str, Edit], at: Sequence[int], what: str = "hole") -> Fi
     return fig
 
 
+def one_and_many(shown: Mapping[str, Edit], edits: Mapping[str, Edit], at: Sequence[int]) -> Figure:
+    """The displayed picture at the left, and beside it a grid of others (specification F8).
+
+    Args:
+        shown: kind of edit -> the displayed picture alone, framed.
+        edits: the same kinds -> pictures of which rows `at` are shown, in two blocks.
+    """
+    half = (len(at) + 1) // 2
+    kinds, columns = ("decoded", *edits), half + 1
+    fig, axes = figures.panels(2 * len(kinds), columns, height=CELL)
+    for block in range(2):
+        cells = [(shown, 0), *((edits, row) for row in at[block * half : (block + 1) * half])]
+        if block:
+            cells[0] = (edits, -1)  # the displayed picture stands once
+        for j in range(columns):
+            for k, name in enumerate(kinds):
+                axis = axes[(block * len(kinds) + k) * columns + j]
+                made, row = cells[j] if j < len(cells) else (edits, -1)
+                if row < 0:
+                    axis.axis("off")
+                    continue
+                edit = next(iter(made.values())) if name == "decoded" else made[name]
+                _cell(axis, edit, row, after=name != "decoded")
+                if j == 0 or (block and j == 1):
+                    axis.set_ylabel(name, fontsize=6)
+                if j == 0:
+                    for side in axis.spines.values():
+                        side.set(visible=True, color=CYCLE[1], linewidth=1.5)
+    return fig
+
+
+def _cell(axis: Axes, edit: Edit, row: int, *, after: bool) -> None:
+    x, p = (edit.after, edit.probe_after) if after else (edit.before, edit.probe_before)
+    hole = " hole" if after and bool(edit.gains_hole[row]) else ""
+    again = f", {edit.reread[row]:.2f}" if after else ""
+    picture(axis, x[row], f"{p[row]:.2f}{again}{hole}")
+
+
 def _words(p: Tensor, again: Tensor, truth: str) -> str:
     return f"{p:.2f}, {again:.2f}{truth}"
 

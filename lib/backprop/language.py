@@ -2,11 +2,13 @@
 
     DET NOUN [PREP DET ATTRACTOR] VERB DET OBJECT [ADVERB]
 
-The verb agrees with the first noun in number, not with the attractor: what a model must know to
-write the verb is whether the subject is plural. Every sentence can be parsed, so that an edit of
-words can be checked exactly (specification 6.2).
+A verb of the present agrees with the first noun in number, not with the attractor; a verb of the
+past has one form. The adverb agrees with the tense, and an object is pleasant or not. What a model
+must know to write the verb is whether the subject is plural. Every sentence can be parsed, so that
+an edit of words can be checked exactly (specification 6.2).
 
-Public names: `WORDS`, `Sentences`, `sentences`, `is_grammatical`, `CausalModel`, `fetch_model`.
+Public names: `WORDS`, `CONCEPTS`, `Sentences`, `sentences`, `is_grammatical`, `CausalModel`,
+`Block`, `fetch_model`.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ from lib.training import Recipe, train
 from lib.training.loop import SCHEDULES, cross_entropy
 
 NOUNS = ["dog", "cat", "boy", "girl", "king", "nurse", "pilot", "guest"]
-VERBS = ["see", "like", "help", "find", "follow"]
+VERBS = {"see": "saw", "like": "liked", "help": "helped", "find": "found", "follow": "followed"}
 DETERMINERS = ["the", "this", "that", "some"]
 PREPOSITIONS = ["near", "behind", "with", "beside"]
-OBJECTS = ["cake", "song", "gift", "garden", "wound", "storm", "knife", "swamp"]
-ADVERBS = ["today", "often", "gladly", "slowly"]
+PLEASANT = ["cake", "song", "gift", "garden"]
+OBJECTS = [*PLEASANT, "wound", "storm", "knife", "swamp"]
+PRESENT = ["today", "now", "nowadays", "currently"]
+PAST = ["yesterday", "earlier", "once", "formerly"]
 WORDS: tuple[str, ...] = (
     "<pad>",
     ".",
@@ -38,8 +42,10 @@ WORDS: tuple[str, ...] = (
     *PREPOSITIONS,
     *(verb + "s" for verb in VERBS),
     *VERBS,
+    *VERBS.values(),
     *OBJECTS,
-    *ADVERBS,
+    *PRESENT,
+    *PAST,
 )
 NUMBER = {word: k for k, word in enumerate(WORDS)}
 KINDS: dict[str, tuple[int, ...]] = {
@@ -49,12 +55,22 @@ KINDS: dict[str, tuple[int, ...]] = {
     "preposition": tuple(NUMBER[w] for w in PREPOSITIONS),
     "verb of singular": tuple(NUMBER[w + "s"] for w in VERBS),
     "verb of plural": tuple(NUMBER[w] for w in VERBS),
+    "verb of past": tuple(NUMBER[w] for w in VERBS.values()),
     "object": tuple(NUMBER[w] for w in OBJECTS),
-    "adverb": tuple(NUMBER[w] for w in ADVERBS),
+    "adverb of present": tuple(NUMBER[w] for w in PRESENT),
+    "adverb of past": tuple(NUMBER[w] for w in PAST),
 }
 LENGTH = 9  # the longest sentence: 5 words, a verb, an object with its determiner, an adverb
-SUBJECT, ATTRACTOR = 1, 4  # places in a prefix with an attractor
-PREFIX = 5  # its length; the next word is the verb
+SUBJECT, ATTRACTOR, VERB, OBJECT = 1, 4, 5, 7  # places in a sentence with an attractor
+PREFIX = 5  # length of what stands before the verb
+CLAUSE = 8  # length of what ends with the object; the next word is an adverb or the end
+# concept -> the place of the word that carries it
+CONCEPTS = {
+    "subject plural": SUBJECT,
+    "attractor plural": ATTRACTOR,
+    "past tense": VERB,
+    "pleasant object": OBJECT,
+}
 END = NUMBER["."]
 
 
@@ -65,11 +81,18 @@ class Sentences:
     words: Tensor  # int64 [n, LENGTH + 1]
     subject_plural: Tensor  # bool [n]
     attractor_plural: Tensor  # bool [n]; False without an attractor
+    past: Tensor  # bool [n]
+    pleasant: Tensor  # bool [n], of the object
     verb_at: Tensor  # int64 [n]
+
+    @property
+    def concepts(self) -> Tensor:
+        """The four concepts in the order of `CONCEPTS`, bool `[4, n]`."""
+        return torch.stack([self.subject_plural, self.attractor_plural, self.past, self.pleasant])
 
 
 def sentences(n: int, *, generator: torch.Generator, with_attractor: float = 0.6) -> Sentences:
-    """Draw sentences; numbers of subject and attractor are independent coins.
+    """Draw sentences; the numbers of both nouns, the tense and the object are independent.
 
     Args:
         with_attractor: chance of an attractor.
@@ -83,13 +106,16 @@ def sentences(n: int, *, generator: torch.Generator, with_attractor: float = 0.6
         return torch.rand(n, generator=generator) < p
 
     subject, attractor, long, adverb = coin(), coin(), coin(with_attractor), coin()
+    past, thing = coin(), pick("object")
     first = torch.where(subject, pick("plural"), pick("singular"))
     other = torch.where(attractor, pick("plural"), pick("singular"))
     verb = torch.where(subject, pick("verb of plural"), pick("verb of singular"))
+    verb = torch.where(past, pick("verb of past"), verb)
+    when = torch.where(past, pick("adverb of past"), pick("adverb of present"))
     pad, end = torch.zeros(n, dtype=torch.long), torch.full((n,), END)
     middle = torch.stack([pick("preposition"), pick("determiner"), other], 1)
     tail = torch.stack(
-        [verb, pick("determiner"), pick("object"), torch.where(adverb, pick("adverb"), end),
+        [verb, pick("determiner"), thing, torch.where(adverb, when, end),
          torch.where(adverb, end, pad)], 1
     )  # fmt: skip
     head = torch.stack([pick("determiner"), first], 1)
@@ -99,6 +125,8 @@ def sentences(n: int, *, generator: torch.Generator, with_attractor: float = 0.6
         words=torch.where(long[:, None], whole, short),
         subject_plural=subject,
         attractor_plural=attractor & long,
+        past=past,
+        pleasant=torch.isin(thing, torch.tensor([NUMBER[w] for w in PLEASANT])),
         verb_at=torch.where(long, PREFIX, 2),
     )
 
@@ -109,27 +137,28 @@ def is_grammatical(words: Tensor) -> Tensor:
     Args:
         words: word numbers `[n, t]`; zeros after the end.
 
-    Two sequences of kinds are possible, with and without an attractor; a verb must agree.
+    Two sequences of kinds are possible, with and without an attractor; a verb of the present
+    agrees with the subject, an adverb with the tense.
     """
     kind = torch.full((len(WORDS),), -1)
     for k, ids in enumerate(KINDS.values()):
         kind[list(ids)] = k
-    determiner, singular, plural, preposition, of_one, of_many, thing, adverb = range(8)
-    nouns, tail = {singular, plural}, [{determiner}, {thing}]
+    determiner, singular, plural, preposition, of_one, of_many, past, thing, now, then = range(10)
+    nouns = {singular, plural}
     found = []
     for row in words.tolist():
         ended = row.index(END) if END in row else len(row)
         body = [int(kind[w]) for w in row[:ended] if w]
         fine = all(w == 0 for w in row[ended + 1 :])
-        agree = {of_many} if len(body) > 1 and body[1] == plural else {of_one}
-        short = [{determiner}, nouns, agree, *tail, {adverb}]
-        whole = [{determiner}, nouns, {preposition}, {determiner}, nouns, agree, *tail, {adverb}]
-        fits = [
-            len(body) <= len(form)
-            and all(k in allowed for k, allowed in zip(body, form, strict=False))
-            and (END not in row or len(body) >= len(form) - 1)
-            for form in (short, whole)
-        ]
+        agree = {of_many if body[1:2] == [plural] else of_one, past}
+        fits = []
+        for middle in ([], [{preposition}, {determiner}, nouns]):
+            at = 2 + len(middle)
+            when = {then if body[at : at + 1] == [past] else now}
+            form = [{determiner}, nouns, *middle, agree, {determiner}, {thing}, when]
+            matches = all(k in allowed for k, allowed in zip(body, form, strict=False))
+            whole = END not in row or len(body) >= len(form) - 1
+            fits.append(len(body) <= len(form) and matches and whole)
         found.append(fine and any(fits))
     return torch.tensor(found)
 
@@ -146,7 +175,7 @@ class CausalModel(nn.Module):
             )
         self.words = nn.Embedding(len(WORDS), width)
         self.places = nn.Embedding(LENGTH + 1, width)
-        self.blocks = nn.ModuleList(_Block(width, n_heads) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(Block(width, n_heads) for _ in range(n_layers))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, len(WORDS))
 
@@ -170,10 +199,12 @@ class CausalModel(nn.Module):
         return self.logits(self.states(self.embed(words))).movedim(-1, 1)
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int, n_heads: int) -> None:
+class Block(nn.Module):
+    """Self-attention and two layers, each after a normalisation and added: `[n, t, width]`."""
+
+    def __init__(self, width: int, n_heads: int, *, is_causal: bool = True) -> None:
         super().__init__()
-        self.n_heads = n_heads
+        self.n_heads, self.is_causal = n_heads, is_causal
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.hidden, self.back = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -181,7 +212,7 @@ class _Block(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         parts = self.query_key_value(self.norm1(h)).unflatten(-1, (3 * self.n_heads, -1))
         query, key, value = parts.transpose(1, 2).chunk(3, dim=1)
-        read = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        read = F.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal)
         h = h + self.mix(read.transpose(1, 2).flatten(2))
         return h + self.back(F.gelu(self.hidden(self.norm2(h))))
 
@@ -215,7 +246,7 @@ def fetch_model(
 
     parts: list[Callable[..., object]] = [
         CausalModel,
-        _Block,
+        Block,
         sentences,
         initialise,
         train,
@@ -246,10 +277,10 @@ def _entropy(words: Tensor) -> Tensor:
         p = nouns - torch.tensor(0.6 if long else 0.4).log()  # first noun; attractor or not
         if long:
             p = p + torch.tensor(float(size["preposition"] * size["determiner"])).log() + nouns
-        p = p + torch.tensor(float(size["verb of plural"])).log()
+        p = p + torch.tensor(2.0 * size["verb of plural"]).log()  # a tense, a verb in its form
         p = p + torch.tensor(float(size["determiner"] * size["object"])).log()
         p = p + torch.tensor(2.0).log()  # an adverb or none
-        if any(w in KINDS["adverb"] for w in body):
-            p = p + torch.tensor(float(size["adverb"])).log()
+        if any(w in KINDS["adverb of present"] + KINDS["adverb of past"] for w in body):
+            p = p + torch.tensor(float(size["adverb of past"])).log()  # the tense is known
         total, n_words = total + p.item(), n_words + len(body) - 1
     return torch.tensor(total / n_words)

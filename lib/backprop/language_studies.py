@@ -7,12 +7,13 @@ edit of the words before the verb:
 - embeddings: `e + delta` with a sum of norms over words, so that few words move;
 - words: the one substitution that raises the probe most among those that keep the grammar.
 
-Specification 6.2. Public names: `Subject`, `prepare`, `Outcome`, `explain`.
+Specification 6.2; what an edit does to other concepts is in `specificity_studies`.
+Public names: `Subject`, `prepare`, `Outcome`, `explain`, `substitute`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from lib import probes
 from lib.backprop import language
 from lib.backprop.distances import GroupL2
-from lib.backprop.language import KINDS, PREFIX, WORDS, CausalModel
+from lib.backprop.language import KINDS, PREFIX, VERB, WORDS, CausalModel
 from lib.backprop.maximisation import maximise_to
 from lib.backprop.objective import Objective, Operator
 
@@ -100,7 +101,7 @@ def explain(subject: Subject) -> Outcome:
     nearest = torch.cdist(edit.result.flatten(0, 1), model.words.weight).argmin(1)
     rounded = nearest.view(subject.prefix.shape)
     mass = edit.delta.norm(dim=2)
-    best, place = _substitute(subject, layer)
+    best, place = substitute(model, layer, read, subject.prefix)
     with torch.no_grad():
         odds = _log_odds(model, embedded)
         return Outcome(
@@ -124,23 +125,35 @@ def _log_odds(model: CausalModel, embedded: Tensor) -> Tensor:
     return logits[:, many].logsumexp(1) - logits[:, one].logsumexp(1)
 
 
-def _substitute(subject: Subject, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """The best single substitution of each prefix, and where it is.
+def substitute(
+    model: CausalModel,
+    layer: nn.Module,
+    read: Callable[[Tensor], Tensor],
+    words: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The best single substitution of each beginning of a sentence, and where it is.
 
     Substitutions are scored to first order, `grad_t . (e_new - e_old)`; those of the best scores
     that keep the grammar are read exactly.
+
+    Args:
+        layer: embeddings to the state that is read.
+        read: states `[n, width]` to logits `[n]`.
+        words: grammatical, with an attractor, `[n, t]`, no longer than to the object.
+
+    Returns:
+        Edited words `[n, t]`, and the place of the edit `[n]`, -1 where the probe stays below
+        `TARGET`.
     """
-    model, read = subject.model, subject.probe.score
-    embedded = model.embed(subject.prefix).requires_grad_()
+    embedded = model.embed(words).requires_grad_()
     (slope,) = torch.autograd.grad(read(layer(embedded)).sum(), embedded)
     with torch.no_grad():
         table = model.words.weight
         first_order = slope @ table.T - (slope * embedded).sum(2, keepdim=True)  # [n, t, words]
-        legal = _legal(subject.prefix)
-        score = torch.where(legal, first_order, -torch.inf).flatten(1)
+        score = torch.where(_legal(words), first_order, -torch.inf).flatten(1)
         order = score.topk(CANDIDATES, dim=1).indices  # [n, k]
         where, word = order // len(WORDS), order % len(WORDS)
-        tried = subject.prefix[:, None].repeat(1, CANDIDATES, 1)
+        tried = words[:, None].repeat(1, CANDIDATES, 1)
         tried.scatter_(2, where[..., None], word[..., None])
         exact = read(layer(model.embed(tried.flatten(0, 1)))).unflatten(0, order.shape)
         best = exact.argmax(1)
@@ -149,12 +162,29 @@ def _substitute(subject: Subject, layer: nn.Module) -> tuple[Tensor, Tensor]:
         return tried[n, best], torch.where(reached, where[n, best], -1)
 
 
-def _legal(prefix: Tensor) -> Tensor:
-    """Which substitutions keep a prefix with an attractor grammatical, `[n, PREFIX, words]`."""
-    kinds = ("determiner", "noun", "preposition", "determiner", "noun")
-    allowed = torch.zeros(PREFIX, len(WORDS), dtype=torch.bool)
-    for place, kind in enumerate(kinds):
-        ids: Sequence[int] = KINDS["singular"] + KINDS["plural"] if kind == "noun" else KINDS[kind]
-        allowed[place, list(ids)] = True
-    legal = allowed.expand(len(prefix), -1, -1).clone()
-    return legal.scatter_(2, prefix[..., None], False)  # the word that stands there is no edit
+def _legal(words: Tensor) -> Tensor:
+    """Which substitutions keep a beginning with an attractor grammatical, `[n, t, words]`.
+
+    A word gives way to others of its kind; so does a noun to one of the other number, unless a
+    verb of the present agrees with it, and a verb to one of the other tense.
+    """
+    kinds = ("determiner", "noun", "preposition", "determiner", "noun", "verb", "determiner",
+             "object")  # fmt: skip
+    one, many, past = (KINDS[f"verb of {k}"] for k in ("singular", "plural", "past"))
+    ids: dict[str, Sequence[int]] = {
+        **KINDS,
+        "noun": KINDS["singular"] + KINDS["plural"],
+        "verb": one + many + past,
+    }
+    t = words.shape[1]
+    allowed = torch.zeros(t, len(WORDS), dtype=torch.bool)
+    for place, kind in enumerate(kinds[:t]):
+        allowed[place, list(ids[kind])] = True
+    legal = allowed.expand(len(words), -1, -1).clone()
+    if t > VERB:
+        is_plural = torch.isin(words[:, language.SUBJECT], torch.tensor(PLURAL))
+        fixed = ~torch.isin(words[:, VERB], torch.tensor(past))
+        for number, nouns, verbs in ((~is_plural, "plural", many), (is_plural, "singular", one)):
+            legal[:, language.SUBJECT, list(KINDS[nouns])] &= ~(fixed & number)[:, None]
+            legal[:, VERB, list(verbs)] &= ~number[:, None]
+    return legal.scatter_(2, words[..., None], False)  # the word that stands there is no edit

@@ -6,17 +6,19 @@ are those of `lib.figures`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lib import figures
+from lib.backprop.language import CONCEPTS
 from lib.backprop.language_studies import Outcome, Subject
 from lib.backprop.probe_quality_studies import CHANCE, WORLDS
 from lib.backprop.probe_quality_studies import Study as QualityStudy
-from lib.backprop.scaling_studies import Configuration
+from lib.backprop.scaling_studies import Configuration, slope, slope_over_networks
+from lib.backprop.specificity_studies import Specificity
 from lib.backprop.weight_studies import Chosen, Front, Problem, decades, reached
 from lib.figures import CYCLE, DASHES, MARKERS, ROLE
 
@@ -25,12 +27,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUARTERS = (0.25, 0.5, 0.75)
+Made = TypeVar("Made")
 
 
 def share(x: Tensor) -> tuple[float, float]:
     """Mean and its standard error."""
     wide = x.double()
     return wide.mean().item(), (wide.std() / max(len(wide), 1) ** 0.5).item()
+
+
+def over_models(made: Sequence[Made], read: Callable[[Made], Tensor]) -> tuple[float, float]:
+    """Mean over models of a mean over inputs, and its standard error over models.
+
+    Of a single model the standard error is that over its inputs.
+    """
+    if len(made) == 1:
+        return share(read(made[0]))
+    return share(torch.stack([read(one).double().mean() for one in made]))
 
 
 def fronts(paths: Mapping[str, Front]) -> Figure:
@@ -84,40 +97,28 @@ def rule_rows(problem: Problem, chosen: Sequence[Chosen], path: Front) -> list[d
     return rows
 
 
-def language_bars(found: Mapping[str, Mapping[int, Outcome]]) -> tuple[Figure, list[Axes]]:
+def language_bars(
+    found: Mapping[str, Mapping[int, Sequence[Outcome]]],
+) -> tuple[Figure, list[Axes]]:
     """Where the edit goes, and what is left after rounding to words; trained and random models."""
     fig, axes = figures.panels(1, 2, height=2.4)
     places = ("det", "subject", "prep", "det", "attractor")
     names = [(kind, layers) for kind, of in found.items() for layers in of]
     wide = 0.8 / len(names)
     for k, (kind, layers) in enumerate(names):
-        outcome = found[kind][layers]
+        made = found[kind][layers]
         at = torch.arange(len(places)) + wide * (k - (len(names) - 1) / 2)
-        color = CYCLE[k % len(found[kind])]
-        hatch = "" if kind == "trained" else "///"
-        error = outcome.mass.std(0) / len(outcome.mass) ** 0.5
-        words = f"{kind}, {layers} layer{'s' if layers > 1 else ''}"
-        axes[0].bar(
-            at,
-            outcome.mass.mean(0),
-            wide * 0.9,
-            yerr=error,
-            color=color,
-            hatch=hatch,
-            edgecolor="white",
-            label=words,
-        )
-        for j, value in enumerate((outcome.after, outcome.rounded, outcome.discrete)):
-            mean, se = share(value)
-            axes[1].bar(
-                j + at[0].item(),
-                mean,
-                wide * 0.9,
-                yerr=se,
-                color=color,
-                hatch=hatch,
-                edgecolor="white",
-            )
+        look: dict[str, Any] = {
+            "color": CYCLE[k % len(found[kind])],
+            "hatch": "" if kind == "trained" else "///",
+            "edgecolor": "white",
+        }
+        mass = [over_models(made, lambda o, j=j: o.mass[:, j]) for j in range(len(places))]  # type: ignore[misc]
+        mean, error = zip(*mass, strict=True)
+        axes[0].bar(at, mean, wide * 0.9, yerr=error, label=_model(kind, layers), **look)
+        for j, field in enumerate(("after", "rounded", "discrete")):
+            height, se = over_models(made, lambda o, f=field: getattr(o, f))  # type: ignore[misc]
+            axes[1].bar(j + at[0].item(), height, wide * 0.9, yerr=se, **look)
     axes[0].set(ylabel="share of the edit", title="embeddings: which word moves")
     axes[0].set_xticks(range(len(places)), places)
     axes[1].set(ylabel="P(plural)", title="what the probe reads")
@@ -126,32 +127,98 @@ def language_bars(found: Mapping[str, Mapping[int, Outcome]]) -> tuple[Figure, l
     return fig, axes
 
 
+def _model(kind: str, layers: int) -> str:
+    return f"{kind}, {layers} layer{'s' if layers > 1 else ''}"
+
+
 def language_rows(
-    subjects: Mapping[str, Mapping[int, Subject]], found: Mapping[str, Mapping[int, Outcome]]
+    subjects: Mapping[str, Mapping[int, Sequence[Subject]]],
+    found: Mapping[str, Mapping[int, Sequence[Outcome]]],
 ) -> list[dict[str, object]]:
-    """One row a model."""
+    """One row a kind of model; mean and standard error over its seeds (of one seed, inputs)."""
+    columns: dict[str, Callable[[Outcome], Tensor]] = {
+        "P, embeddings": lambda o: o.after,
+        "P, rounded": lambda o: o.rounded,
+        "edit on the subject": lambda o: o.mass[:, 1],
+        "on the attractor": lambda o: o.mass[:, 4],
+        "log-odds of plural verbs": lambda o: o.behaviour,
+        "one word: at the subject": lambda o: o.place == 1,
+        "one word: none reaches .9": lambda o: o.place == -1,
+        "grammatical": lambda o: o.grammatical,
+    }
     return [
         {
-            "model": f"{kind}, {layers} layer{'s' if layers > 1 else ''}",
-            "excess loss, nats": round(subjects[kind][layers].excess, 3),
-            "S": round(subjects[kind][layers].score, 3),
-            "P, embeddings": share(o.after),
-            "P, rounded": share(o.rounded),
-            "edit on the subject": share(o.mass[:, 1]),
-            "on the attractor": share(o.mass[:, 4]),
-            "log-odds of plural verbs": share(o.behaviour),
-            "one word: at the subject": share(o.place == 1),
-            "one word: none reaches .9": share(o.place == -1),
-            "grammatical": f"{o.grammatical.double().mean():.0%}",
+            "model": _model(kind, layers),
+            "models": len(made),
+            "excess loss, nats": _average([x.excess for x in subjects[kind][layers]]),
+            "S": _average([x.score for x in subjects[kind][layers]]),
+            **{words: over_models(made, read) for words, read in columns.items()},
         }
         for kind, of in found.items()
-        for layers, o in of.items()
+        for layers, made in of.items()
     ]
 
 
+def _signed(x: float) -> str:
+    return f"{round(x, 2) + 0.0:+.2f}"  # no -0.00
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def leak_maps(made: Sequence[Specificity]) -> Figure:
+    """What every probe reads more when a concept is asked for: mean over models, sd in small."""
+    fig, axes = figures.panels(1, 2, height=2.7)
+    titles = ("embeddings, brought to .9", "one word replaced")
+    for axis, title, words in zip(axes, titles, (False, True), strict=True):
+        change = torch.stack([o.change(words=words) for o in made])
+        mean, sd = change.mean(0), change.std(0)
+        image = axis.imshow(mean, cmap="vlag", vmin=-1, vmax=1)
+        for a in range(len(CONCEPTS)):
+            for b in range(len(CONCEPTS)):
+                color = "white" if mean[a, b].abs() > 0.6 else "black"
+                said = f"{_signed(mean[a, b].item())}\n± {sd[a, b]:.2f}"
+                axis.text(b, a, said, ha="center", va="center", fontsize=6, color=color)
+        names = [name.replace(" ", "\n") for name in CONCEPTS]
+        axis.set_xticks(range(len(names)), names)
+        axis.set_yticks(range(len(names)), names)
+        axis.set(title=title, xlabel="probe that reads")
+    axes[0].set_ylabel("concept asked for")
+    fig.colorbar(image, ax=axes, label="change of P", shrink=0.8)
+    return fig
+
+
+def leak_rows(
+    others: Mapping[str, Mapping[int, Sequence[Specificity]]],
+) -> list[dict[str, object]]:
+    """One row a concept and kind of weights; mean and standard error over models of all depths."""
+    return [_leaks(kind, a, [o for m in of.values() for o in m]) for kind, of in others.items()
+            for a in range(len(CONCEPTS))]  # fmt: skip
+
+
+def _leaks(kind: str, a: int, made: Sequence[Specificity]) -> dict[str, object]:
+    name, carrier = list(CONCEPTS.items())[a]
+    rest = [b for b in range(len(CONCEPTS)) if b != a]
+    return {
+        "weights": kind,
+        "concept": name,
+        "S": over_models(made, lambda o: o.score[a]),
+        "P, embeddings": over_models(made, lambda o: o.after[a, :, a]),
+        "edit on its word": over_models(made, lambda o: o.mass[a]),
+        "others move": over_models(made, lambda o: (o.after - o.before)[a][:, rest].abs()),
+        "P, one word": over_models(made, lambda o: o.replaced[a, :, a]),
+        "at its word": over_models(made, lambda o: o.place[a] == carrier),
+        "others move, one word": over_models(
+            made, lambda o: (o.replaced - o.before)[a][:, rest].abs()
+        ),
+        "grammatical": over_models(made, lambda o: o.grammatical[a]),
+    }
+
+
 def quality_panels(study: QualityStudy, sizes: Sequence[Configuration]) -> Figure:
-    """Q against S, a marker a world; and truth against size, a line an architecture."""
-    fig, (left, right) = figures.panels(1, 2, height=2.6)
+    """Q against S, a marker a world; truth and success against size, a line an architecture."""
+    fig, (left, *right) = figures.panels(1, 3, height=2.7)
     for k, world in enumerate(WORLDS):
         mine = study.of(world)
         left.scatter(
@@ -166,26 +233,27 @@ def quality_panels(study: QualityStudy, sizes: Sequence[Configuration]) -> Figur
         )
     left.axhline(CHANCE, color=ROLE["control"], linestyle=DASHES[1], label="chance")
     left.set(xlabel="S of the probe", ylabel="Q, share on the true features")
-    left.legend()
-    for k, name in enumerate(sorted({c.architecture for c in sizes})):
-        of = [c for c in sizes if c.architecture == name]
-        x = [c.n_weights for c in of]
-        for j, (words, values) in enumerate(
-            (("truth", [c.truth for c in of]), ("probe reads .9", [c.success for c in of]))
-        ):
-            mean, error = zip(*(share(v) for v in values), strict=True)
-            right.errorbar(
+    left.legend(handletextpad=0.2, borderpad=0.1)
+    for axis, words, field in zip(
+        right, ("the ring is closed", "the probe reads .9"), ("truth", "success"), strict=True
+    ):
+        for k, name in enumerate(dict.fromkeys(c.architecture for c in sizes)):
+            of = [c for c in sizes if c.architecture == name]
+            mean, error = zip(*(share(getattr(c, field)) for c in of), strict=True)
+            x = [c.n_weights for c in of]
+            axis.errorbar(
                 x,
                 mean,
                 error,
                 capsize=2,
                 marker=MARKERS[k],
                 color=CYCLE[k],
-                linestyle=DASHES[j],
-                label=f"{name}: {words}",
+                linestyle=DASHES[k],
+                label=name,
             )
-    right.set(xscale="log", xlabel="weights", ylabel="share of rings", ylim=(-0.05, 1.05))
-    right.legend()
+        axis.set(xscale="log", xlabel="weights", title=words, ylim=(-0.05, 1.05))
+    right[0].set_ylabel("share of rings")
+    right[0].legend(ncols=2)
     return fig
 
 
@@ -224,8 +292,51 @@ def size_rows(sizes: Sequence[Configuration]) -> list[dict[str, object]]:
             "ring closed": share(c.truth),
             "edit on the gap": share(c.on_gap),
             "D over least": share(c.distance),
-            "gradients": round(c.gradients, 1),
+            "gradients": round(c.gradients.mean().item(), 1),
             "what fails": c.failure or "-",
         }
         for c in sizes
+    ]
+
+
+RINGS = {
+    "ring closed": "truth",
+    "probe reads .9": "success",
+    "edit on the gap": "on_gap",
+    "D over least": "distance",
+    "gradients": "gradients",
+}
+
+
+def slope_rows(sizes: Sequence[Configuration], seed: int) -> list[dict[str, object]]:
+    """One row a measure: its change for ten times as many weights, with 95% intervals."""
+    names = list(dict.fromkeys(c.architecture for c in sizes))
+
+    def words(slope: tuple[float, float, float]) -> str:
+        middle, low, high = (_signed(x) for x in slope)
+        return f"{middle} ({low} to {high})" if low != "+nan" else middle
+
+    rows: list[dict[str, object]] = []
+    for said, field in {"S": "score", **RINGS}.items():
+        row: dict[str, object] = {"measure": said}
+        row["all, other networks"] = words(slope_over_networks(sizes, field))
+        row["all, other rings"] = "-" if field == "score" else words(slope(sizes, seed, field))
+        for name in names:
+            of = [c for c in sizes if c.architecture == name]
+            one = slope_over_networks(of, field) if field == "score" else slope(of, seed, field)
+            row[name] = words(one)
+        rows.append(row)
+    return rows
+
+
+def front_rows(volumes: Mapping[str, tuple[float, Tensor, Tensor]]) -> list[dict[str, object]]:
+    """One row a domain: its reach, and the hypervolumes of gain and of truth (`[n]` each)."""
+    return [
+        {
+            "domain": name,
+            "D that counts as 1": round(reach, 3),
+            "hypervolume of gain": share(gain),
+            "hypervolume of truth": share(truth),
+        }
+        for name, (reach, gain, truth) in volumes.items()
     ]

@@ -19,27 +19,34 @@ from lib.backprop import (
     language,
     language_studies,
     scaling_studies,
+    specificity_studies,
     tabular,
 )
 from lib.backprop import probe_quality_studies as quality_studies
 from lib.backprop import weight_problems as problems
 from lib.backprop import weight_studies as weights
 from lib.backprop.language_studies import Outcome, Subject
-from lib.backprop.open_pictures import share
+from lib.backprop.open_pictures import over_models, share
+from lib.backprop.specificity_studies import Specificity
 from lib.claims import Measured
 from lib.config import Run
 
 
 @dataclass(frozen=True)
 class Languages:
-    """Per kind of weights ("trained", "random") and number of layers."""
+    """Per kind of weights ("trained", "random") and number of layers: one entry a seed."""
 
-    subjects: Mapping[str, Mapping[int, Subject]]
-    outcomes: Mapping[str, Mapping[int, Outcome]]
+    subjects: Mapping[str, Mapping[int, Sequence[Subject]]]
+    outcomes: Mapping[str, Mapping[int, Sequence[Outcome]]]
+    others: Mapping[str, Mapping[int, Sequence[Specificity]]]  # for the four concepts
 
     @property
     def deepest(self) -> int:
         return max(self.subjects["trained"])
+
+    def each(self, kind: str) -> list[Outcome]:
+        """Outcomes of every model of a kind."""
+        return [o for of in self.outcomes[kind].values() for o in of]
 
 
 @dataclass(frozen=True)
@@ -54,22 +61,55 @@ class Domain:
         """Whether a rule did as asked, over feasible inputs."""
         return weights.reached(self.problem, self.chosen[rule], self.path)
 
+    @property
+    def reach(self) -> float:
+        """The distance that counts as 1: the front's farthest point, median over inputs."""
+        return self.path.distance.amax(0).median().item()
+
+    def hypervolume(self, y: torch.Tensor) -> torch.Tensor:
+        """Share of the square under a front of `y` (gain or truth) against distance, `[n]`."""
+        return weights.hypervolume(self.path.distance, y, self.reach)
+
 
 def languages(run: Run) -> Languages:
-    """Train a model of every depth, and explain it and its untrained twin."""
-    size, seed = run.size, run.seed
-    subjects: dict[str, dict[int, Subject]] = {"trained": {}, "random": {}}
-    how = {"n_probe": size.n_probe, "n": size.n_prefixes, "seed": seed}
-    for k in size.layers:
-        trained = language.fetch_model(k, seed=seed, **size.language)
-        random = language.untrained(k, size.language["width"], seed=seed)
-        subjects["trained"][k] = language_studies.prepare(trained, **how)
-        subjects["random"][k] = language_studies.prepare(random, **how)
+    """Train models of every depth and seed, and explain them and their untrained twins."""
+    size, width = run.size, run.size.language["width"]
+    subjects: dict[str, dict[int, list[Subject]]] = {}
+    others: dict[str, dict[int, list[Specificity]]] = {}
+    for kind, n_seeds in size.language_seeds.items():
+        seeds = range(run.seed, run.seed + n_seeds)
+        made = {
+            k: [
+                language.fetch_model(k, seed=seed, **size.language)
+                if kind == "trained"
+                else language.untrained(k, width, seed=seed)
+                for seed in seeds
+            ]
+            for k in size.layers
+        }
+        subjects[kind] = {
+            k: [
+                language_studies.prepare(m, n_probe=size.n_probe, n=size.n_prefixes, seed=seed)
+                for m, seed in zip(of, seeds, strict=True)
+            ]
+            for k, of in made.items()
+        }
+        if kind in size.clauses_of:
+            others[kind] = {k: _four(of, run, seeds) for k, of in made.items()}
     outcomes = {
-        kind: {k: language_studies.explain(subject) for k, subject in of.items()}
+        kind: {k: [language_studies.explain(x) for x in made] for k, made in of.items()}
         for kind, of in subjects.items()
     }
-    return Languages(subjects, outcomes)
+    return Languages(subjects, outcomes, others)
+
+
+def _four(models: Sequence[language.CausalModel], run: Run, seeds: range) -> list[Specificity]:
+    how = {"n_probe": run.size.n_probe, "n": run.size.n_clauses}
+    beds = [
+        specificity_studies.prepare(m, **how, seed=seed)
+        for m, seed in zip(models, seeds, strict=True)
+    ]
+    return [specificity_studies.study(bed) for bed in beds]
 
 
 def domains(run: Run, spoken: Languages) -> dict[str, Domain]:
@@ -79,7 +119,7 @@ def domains(run: Run, spoken: Languages) -> dict[str, Domain]:
     digits = images.prepare("digits", run.data_root, seed=seed, **size.digits)
     loop, _ = images.validated_probe(digits, images.loop(digits), seed=seed)
     rows = image_edits.without_loop(digits, loop, size.n_inputs)
-    deepest = spoken.subjects["trained"][spoken.deepest]
+    deepest = spoken.subjects["trained"][spoken.deepest][0]
     found = {}
     for problem in (
         problems.table_problem(table, n=size.n_inputs, seed=seed),
@@ -108,20 +148,25 @@ def measured(
     alpha: float,
 ) -> dict[str, Measured]:
     """What every claim of the notebook is judged by; see the ledger for the words."""
-    trained = spoken.outcomes["trained"]
-    behaviour = {
-        kind: torch.cat([o.behaviour for o in of.values()]) for kind, of in spoken.outcomes.items()
-    }
-    lure = [share(trained[k].mass[:, language.ATTRACTOR]) for k in (min(trained), max(trained))]
+    trained, random = spoken.each("trained"), spoken.each("random")
+    depths = spoken.outcomes["trained"]
+    lure = [
+        torch.tensor([o.mass[:, language.ATTRACTOR].mean() for o in depths[k]])
+        for k in (min(depths), max(depths))
+    ]
+    moved = [over_models(of, lambda o: o.behaviour) for of in (trained, random)]
     done = [torch.cat([d.reached(rule) for d in weighed.values()]) for rule in (0, 1)]
+    four = [o for of in spoken.others["trained"].values() for o in of]
     return {
         "P5-50": min(weights.decades(d.chosen[0]) for d in weighed.values()),
         "P5-51": share(done[0]),
         "P5-52": share(done[1]),
-        "P5-53": share(torch.cat([o.place == language.SUBJECT for o in trained.values()])),
-        "P5-54": share(torch.cat([o.after - o.rounded for o in trained.values()])),
-        "P5-55": (behaviour["trained"].mean() - behaviour["random"].mean()).item(),
-        "P5-56": _gap(*lure),
+        "P5-53": over_models(trained, lambda o: o.place == language.SUBJECT),
+        "P5-54": over_models(trained, lambda o: o.after - o.rounded),
+        "P5-55": _gap(*moved),
+        "P5-56": share(lure[0] - lure[1]),
+        "P5-63": share(torch.tensor([o.leak(words=False) for o in four])),
+        "P5-64": share(torch.tensor([o.leak(words=True) for o in four])),
         **_quality(quality),
         "P5-60": _fall(sizes),
         "P5-61": leaks.accuracy(leaks.low),

@@ -3,13 +3,13 @@
 One concept for all: a ring is closed. Rings are drawn by a smooth function of five numbers (half
 the angle of the gap, two radii, a centre), so that an edit acts on the numbers, the picture stays a
 ring, and whether it is closed afterwards is counted in the picture, without any network. Networks
-of two architectures and three sizes learn to tell closed from open; a probe reads the concept from
-their last hidden layer.
+of four architectures (`scaling_networks`) and several sizes learn to tell closed from open; a probe
+reads the concept from their last hidden layer.
 
-Specification 7.2, with a known decoder in place of an autoencoder; its residual networks, vision
-transformers and chess towers are not here.
+Specification 7.2, with a known decoder in place of an autoencoder; chess towers of several depths
+are not here.
 
-Public names: `render`, `draw`, `study`, `Configuration`, `slope`.
+Public names: `render`, `draw`, `study`, `Configuration`, `slope`, `slope_over_networks`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib import models, probes
+from lib import probes
+from lib.backprop import scaling_networks
 from lib.backprop.distances import L2Sq
 from lib.backprop.maximisation import maximise_to
 from lib.backprop.objective import Objective, Operator, Prefix
 from lib.backprop.picture_measures import holes
 from lib.cache import state_hash
-from lib.training import Recipe, fetch_model
+from lib.training import Recipe
 
 SIDE = 16
 GAP, RADIUS_X, RADIUS_Y, CENTRE_X, CENTRE_Y = range(5)
@@ -70,7 +71,7 @@ class Configuration:
     truth: Tensor  # [n], the ring is closed afterwards, bool
     on_gap: Tensor  # [n], share of |delta| on the gap
     distance: Tensor  # [n], |delta|_2 over the smallest that closes the ring
-    gradients: float  # evaluations a ring
+    gradients: Tensor  # [n], evaluations
     seconds: float  # all rings together
 
     @property
@@ -89,14 +90,15 @@ def study(
     n_train: int,
     n_probe: int,
     n: int,
-    epochs: int,
+    training: Mapping[str, Mapping[str, float]],
     seed: int,
 ) -> list[Configuration]:
     """Train every network, fit its probe and close rings with it.
 
     Args:
-        networks: architecture ("mlp" or "cnn") -> specs, smallest first.
+        networks: architecture (a key of `scaling_networks.NETWORKS`) -> specs, smallest first.
         n: open rings to close, held out.
+        training: architecture -> epochs and learning rate.
     """
     generator = torch.Generator().manual_seed(seed)
     u, y = draw(n_train + n_probe + 20 * n, generator=generator)
@@ -105,7 +107,7 @@ def study(
     rings = u[parts[2]][still_open]
     needed = _smallest_closing(rings)
     return [
-        _configuration(name, spec, u, y, parts, rings, needed, epochs, seed)
+        _configuration(name, spec, u, y, parts, rings, needed, training[name], seed)
         for name, specs in networks.items()
         for spec in specs
     ]
@@ -119,7 +121,7 @@ def _configuration(
     parts: tuple[slice, slice, slice],
     rings: Tensor,
     needed: Tensor,
-    epochs: int,
+    training: Mapping[str, float],
     seed: int,
 ) -> Configuration:
     flat = name == "mlp"
@@ -129,18 +131,14 @@ def _configuration(
         return x.flatten(1) if flat else x
 
     train, fit, rest = parts
-    recipe = Recipe(epochs=epochs, batch_size=64, lr=2e-3, optimizer="adam", schedule="linear")
-    data = state_hash({"u": u[train], "y": y[train]})
-    network = fetch_model(
-        name,
-        spec,
-        lambda: (shown(u[train]), y[train]),
-        recipe,
-        seed=seed,
-        data_hash=data,
+    recipe = Recipe(
+        epochs=int(training["epochs"]), batch_size=64, lr=training["lr"], optimizer="adam"
     )
-    network.eval().requires_grad_(False)
-    layer = Prefix(network, "hidden2" if flat else "pool2")
+    data = state_hash({"u": u[train], "y": y[train]})
+    network = scaling_networks.fetch(
+        name, spec, shown(u[train]), y[train], recipe, seed=seed, data_hash=data
+    )
+    layer = Prefix(network, scaling_networks.LAST_HIDDEN[name])
     layer.eval()
     with torch.no_grad():
         z, z_rest = layer(shown(u[fit])), layer(shown(u[rest]))
@@ -156,20 +154,16 @@ def _configuration(
     size = edit.delta.abs()
     return Configuration(
         architecture=name,
-        n_weights=models.n_parameters(_trainable(network)),
+        n_weights=sum(p.numel() for p in network.parameters()),
         accuracy=right.double().mean().item(),
         score=probes.detection_score(probe.score(z_rest), y[rest]).item(),
         success=edit.converged & (edit.probe_after >= TARGET - 1e-3),
         truth=holes(render(rings + edit.delta)) > 0,
         on_gap=size[:, GAP] / size.sum(1).clamp_min(1e-12),
         distance=edit.delta.norm(dim=1) / needed,
-        gradients=edit.steps.double().mean().item(),
+        gradients=edit.steps.double(),
         seconds=seconds,
     )
-
-
-def _trainable(network: nn.Module) -> nn.Module:
-    return network.requires_grad_(True)
 
 
 def _smallest_closing(rings: Tensor, n_steps: int = 60) -> Tensor:
@@ -183,22 +177,55 @@ def _smallest_closing(rings: Tensor, n_steps: int = 60) -> Tensor:
     return smallest
 
 
-def slope(configurations: Sequence[Configuration], seed: int) -> tuple[float, float, float]:
-    """Change of the truth rate for ten times as many weights, and its 95% bootstrap interval.
+def slope(
+    configurations: Sequence[Configuration], seed: int, measure: str = "truth"
+) -> tuple[float, float, float]:
+    """Change of a measure for ten times as many weights, and its 95% bootstrap interval.
 
-    Least squares with a level of its own for each architecture; rings are drawn anew.
+    Least squares with a level of its own for each architecture; rings are drawn anew, networks are
+    not. The interval says what other rings would give with these networks.
+
+    Args:
+        measure: a field of `Configuration` with one value a ring.
     """
+    values = torch.stack([getattr(c, measure) for c in configurations]).double()
+    design = _design(configurations)
+    n = values.shape[1]
+    drawn = torch.randint(n, (500, n), generator=torch.Generator().manual_seed(seed))
+    means = torch.cat([values.mean(1)[:, None], values[:, drawn].mean(2)], 1)  # [networks, 501]
+    found = torch.linalg.lstsq(design, means).solution[0]
+    low, high = found[1:].quantile(0.025).item(), found[1:].quantile(0.975).item()
+    return found[0].item(), low, high
+
+
+def slope_over_networks(
+    configurations: Sequence[Configuration], measure: str = "truth"
+) -> tuple[float, float, float]:
+    """The same slope with the interval that the scatter of the networks around it gives.
+
+    Student's t for least squares with a level of its own for each architecture: what other
+    networks might give, trained once a size. NaN bounds where no degree of freedom is left.
+
+    Args:
+        measure: a field of `Configuration`, one number or one value a ring.
+    """
+    from scipy.stats import t
+
+    rows = [torch.as_tensor(getattr(c, measure)).double().mean() for c in configurations]
+    design, y = _design(configurations), torch.stack(rows)
+    found = torch.linalg.lstsq(design, y[:, None]).solution[:, 0]
+    free = len(y) - design.shape[1]
+    if free < 1:
+        return found[0].item(), math.nan, math.nan
+    variance = ((y - design @ found) ** 2).sum() / free
+    error = (variance * torch.linalg.inv(design.T @ design)[0, 0]).sqrt().item()
+    reach = float(t.ppf(0.975, free)) * error
+    return found[0].item(), found[0].item() - reach, found[0].item() + reach
+
+
+def _design(configurations: Sequence[Configuration]) -> Tensor:
+    """log10 of the number of weights, then a level for each architecture."""
     names = sorted({c.architecture for c in configurations})
     logs = torch.tensor([math.log10(c.n_weights) for c in configurations]).double()
     which = torch.tensor([names.index(c.architecture) for c in configurations])
-    truth = torch.stack([c.truth for c in configurations]).double()
-    design = torch.cat([logs[:, None], nn.functional.one_hot(which, len(names)).double()], 1)
-    n = truth.shape[1]
-    drawn = torch.randint(n, (500, n), generator=torch.Generator().manual_seed(seed))
-
-    def fitted(rates: Tensor) -> Tensor:
-        return torch.linalg.lstsq(design, rates[:, None]).solution[0, 0]
-
-    found = torch.stack([fitted(truth[:, rows].mean(1)) for rows in drawn])
-    low, high = found.quantile(0.025).item(), found.quantile(0.975).item()
-    return fitted(truth.mean(1)).item(), low, high
+    return torch.cat([logs[:, None], nn.functional.one_hot(which, len(names)).double()], 1)

@@ -8,6 +8,8 @@ them all; the rules here choose one per sample, and are compared on what they re
 - `knee`: the sharpest bend of the front; `fixed`: one lambda; `capped`: the largest gain that
   stays near the data.
 
+`hypervolume` says in one number how good a front is.
+
 Specification 6.1. Distances are squared L2 in data units, D is their root: for linear problems
 everything is known in closed form (specification 9.1).
 """
@@ -111,6 +113,38 @@ def front(problem: Problem, n_weights: int) -> Front:
         truth=torch.stack([problem.truth(d) for d in deltas]),
         gain=gain,
     )
+
+
+def hypervolume(distance: Tensor, gain: Tensor, reach: Tensor | float) -> Tensor:
+    """Share of the square that the non-dominated points cover: G up, D down, `[...]`.
+
+    A point covers what has no larger gain and no smaller distance, up to the reference point
+    (D = reach, G = 0). 1 is the full gain at no distance, 0 none within reach; a straight front
+    from the origin to (reach, 1) gives a half.
+
+    Args:
+        distance: D >= 0, `[k, ...]`, in any order.
+        gain: G, `[k, ...]`; clipped to [0, 1].
+        reach: the distance that counts as 1, one for a domain, or one a sample.
+
+    Raises:
+        ValueError: shapes differ, values are NaN or infinite, a distance is negative, or reach is
+            not positive.
+
+    Source: specification 6.1; the reference point is our choice, it names none.
+    """
+    if distance.shape != gain.shape or distance.ndim < 1 or not len(distance):
+        raise ValueError(
+            f"want distance and gain [k, ...], got {tuple(distance.shape)} and {tuple(gain.shape)}"
+        )
+    limit = torch.as_tensor(reach).to(distance)
+    if not bool(torch.isfinite(distance).all() & torch.isfinite(gain).all()):
+        raise ValueError("distances or gains hold NaN or infinite values; leave those points out")
+    if bool((distance < 0).any()) or not bool((limit > 0).all()):
+        raise ValueError("want distances >= 0 and a reach > 0")
+    at, order = (distance / limit).clamp(max=1.0).sort(0)
+    best = gain.to(distance).clamp(0, 1).gather(0, order).cummax(0).values
+    return (torch.cat([at[1:], torch.ones_like(at[:1])]) - at).mul(best).sum(0)
 
 
 def bisect(problem: Problem, n_solves: int = 12) -> Chosen:

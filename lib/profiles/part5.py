@@ -19,6 +19,32 @@ _DIGITS: dict[str, object] = {
     "lr": 2e-3,
 }
 
+# about 1e4, 1e5 and 1e6 weights on rings of 16x16 pixels
+_RING_NETWORKS: dict[str, tuple[dict[str, object], ...]] = {
+    "mlp": tuple({"widths": (256, w, w // 2, 2)} for w in (36, 256, 1180)),
+    "cnn": tuple(
+        {"size": 16, "channels": c, "n_out": 2} for c in ((20, 44), (72, 144), (232, 464))
+    ),
+    "residual": tuple({"size": 16, "width": w, "n_out": 2} for w in (16, 52, 166)),
+    "vit": tuple(
+        {"size": 16, "width": w, "n_layers": k, "n_out": 2} for w, k in ((20, 2), (52, 3), (144, 4))
+    ),
+}
+# about 3e4
+_BETWEEN: dict[str, dict[str, object]] = {
+    "mlp": {"widths": (256, 100, 50, 2)},
+    "cnn": {"size": 16, "channels": (36, 72), "n_out": 2},
+    "residual": {"size": 16, "width": 28, "n_out": 2},
+    "vit": {"size": 16, "width": 32, "n_layers": 2, "n_out": 2},
+}
+
+
+def _ring_training(epochs: int) -> dict[str, dict[str, float]]:
+    """A transformer has no convolution's prior: twice the epochs at half the rate."""
+    usual = {"epochs": epochs, "lr": 2e-3}
+    return dict.fromkeys(_RING_NETWORKS, usual) | {"vit": {"epochs": 2 * epochs, "lr": 1e-3}}
+
+
 SIZES: dict[str, dict[str, dict[str, object]]] = {
     "51_tabular": {
         "quick": {
@@ -110,10 +136,13 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_inputs": 24,
             "n_weights": 41,
             "fixed": 0.25,
-            "layers": (1, 2, 4),
+            "layers": (1, 4),
             "language": {"width": 32, "n": 3000, "epochs": 6, "lr": 3e-3},
+            "language_seeds": {"trained": 2, "random": 1},
+            "clauses_of": ("trained",),
             "n_probe": 1000,
             "n_prefixes": 24,
+            "n_clauses": 12,
             "quality": {
                 "n_rows": (50, 200, 1000),
                 "noises": (0.0, 0.2, 0.4),
@@ -123,12 +152,9 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "epochs": 10,
             },
             "networks": {
-                "mlp": tuple({"widths": (256, w, w // 2, 2)} for w in (32, 128, 512)),
-                "cnn": tuple(
-                    {"size": 16, "channels": c, "n_out": 2} for c in ((4, 8), (12, 24), (24, 48))
-                ),
+                name: (specs[0], _BETWEEN[name]) for name, specs in _RING_NETWORKS.items()
             },
-            "sizes": {"n_train": 800, "n_probe": 400, "n": 24, "epochs": 4},
+            "sizes": {"n_train": 800, "n_probe": 400, "n": 24, "training": _ring_training(4)},
             "study": {
                 "rhos": (0.0, 0.3, 0.6, 0.9),
                 "alpha": 0.5,
@@ -146,8 +172,11 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "fixed": 0.25,
             "layers": (1, 2, 4),
             "language": {"width": 64, "n": 12000, "epochs": 10, "lr": 2e-3},
+            "language_seeds": {"trained": 3, "random": 3},
+            "clauses_of": ("trained", "random"),
             "n_probe": 4000,
             "n_prefixes": 100,
+            "n_clauses": 24,
             "quality": {
                 "n_rows": (50, 200, 1000, 5000),
                 "noises": (0.0, 0.1, 0.2, 0.3, 0.4),
@@ -156,13 +185,8 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "n_explained": 16,
                 "epochs": 20,
             },
-            "networks": {
-                "mlp": tuple({"widths": (256, w, w // 2, 2)} for w in (32, 256, 1024)),
-                "cnn": tuple(
-                    {"size": 16, "channels": c, "n_out": 2} for c in ((8, 16), (32, 64), (96, 192))
-                ),
-            },
-            "sizes": {"n_train": 4000, "n_probe": 1000, "n": 100, "epochs": 6},
+            "networks": _RING_NETWORKS,
+            "sizes": {"n_train": 4000, "n_probe": 1000, "n": 100, "training": _ring_training(6)},
             "study": {
                 "rhos": (0.0, 0.3, 0.6, 0.9),
                 "alpha": 0.5,

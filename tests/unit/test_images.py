@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from lib.backprop import (
     FaithfulRecipe,
     Objective,
     image_edits,
+    image_pictures,
     images,
     maximise_faithful,
     maximise_to,
@@ -277,3 +279,20 @@ def test_recipe_probe_refuses_what_it_does_not_know():
 def test_unknown_pictures_are_refused(tmp_path):
     with pytest.raises(ValueError, match="digits, mnist or fashion"):
         images.load("cats", tmp_path, seed=0, n_train=10)
+
+
+def test_figure_of_one_and_many_shows_the_displayed_row_once_and_every_row_asked_for():
+    def edits(n, p):
+        x, value = torch.rand(n, 1, 28, 28, generator=generator()), torch.full((n,), p)
+        latent, steps = torch.zeros(n, 2), torch.zeros(n)
+        return image_edits.Edit(x, x, latent, latent, value / 2, value, value, steps)
+
+    many = {"sound": edits(6, 0.75), "faithful": edits(6, 0.75)}
+    one = {name: edits(1, 0.25) for name in many}
+    fig = image_pictures.one_and_many(one, many, [5, 0, 3])
+    words = [axis.get_xlabel() for axis in fig.axes if axis.images]
+    assert len(words) == 3 * (1 + 3)
+    assert words.count("0.25, 0.25") == 2
+    assert words.count("0.75, 0.75") == 2 * 3
+    assert words.count("0.38") == 3
+    plt.close(fig)
