@@ -16,13 +16,13 @@ Public names: `study`, `Study`, `WORLDS`, `CHANCE`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lib import probes
+from lib import cache, probes
 from lib.backprop.distances import L2Sq
 from lib.backprop.maximisation import maximise_to
 from lib.backprop.objective import Objective
@@ -35,6 +35,8 @@ PROXY, RHO = 3, 0.9  # the feature that stands in for the concept in "confounded
 WORLDS = {"used": 24, "unused": 64, "discarded": 2, "confounded": 24}  # units of the probed layer
 TARGET = 0.9
 N_TEST = 1000
+# fields of a `Study`, in order
+MEASURED = ("n_rows", "noise", "score", "selectivity", "quality", "truth", "converged")
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,28 @@ def study(
         noises: shares of flipped labels; .5 (labels at random) is added as the control.
         n_seeds: networks a world.
     """
-    parts = [
-        _world(world, n_rows, [*noises, 0.5], n_seeds, n_train, n_explained, epochs, seed)
-        for world in WORLDS
-    ]
-    fields = ("n_rows", "noise", "score", "selectivity", "quality", "truth", "converged")
-    joined = {name: torch.cat([getattr(p, name) for p in parts]) for name in fields}
-    return Study(world=[name for p in parts for name in p.world], **joined)
+    options: dict[str, object] = {
+        "n_rows": list(n_rows),
+        "noises": [*noises, 0.5],
+        "n_seeds": n_seeds,
+        "n_train": n_train,
+        "n_explained": n_explained,
+        "epochs": epochs,
+        "seed": seed,
+    }
+    parts = {world: _fetch(world, options) for world in WORLDS}
+    names = [world for world, part in parts.items() for _ in range(len(part["score"]))]
+    return Study(names, *(torch.cat([part[x] for part in parts.values()]) for x in MEASURED))
+
+
+def _fetch(world: str, options: Mapping[str, object]) -> dict[str, Tensor]:
+    """`_world` through the cache."""
+
+    def build() -> dict[str, Tensor]:
+        found = _world(world, **options)  # type: ignore[arg-type]
+        return {name: getattr(found, name) for name in MEASURED}
+
+    return cache.fetch("probe-quality", {"world": world, **options}, build, code=[_world])
 
 
 def _world(

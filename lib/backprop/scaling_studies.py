@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib import probes
+from lib import cache, probes
 from lib.backprop import scaling_networks
 from lib.backprop.distances import L2Sq
 from lib.backprop.maximisation import maximise_to
@@ -38,6 +38,11 @@ STROKE = 1.1  # pixels
 MIDDLE = (0.35, 4.8, 4.8, 7.5, 7.5)
 REACH = (0.75, 0.8, 0.8, 1.0, 1.0)
 TARGET = 0.9
+# fields of a `Configuration` after its name
+MEASURED = (
+    "n_weights", "accuracy", "score", "success", "truth", "on_gap", "distance", "gradients",
+    "seconds",
+)  # fmt: skip
 
 
 def render(u: Tensor) -> Tensor:
@@ -72,7 +77,7 @@ class Configuration:
     on_gap: Tensor  # [n], share of |delta| on the gap
     distance: Tensor  # [n], |delta|_2 over the smallest that closes the ring
     gradients: Tensor  # [n], evaluations
-    seconds: float  # all rings together
+    seconds: float  # all rings together, when they were edited
 
     @property
     def failure(self) -> str:
@@ -106,11 +111,27 @@ def study(
     still_open = (y[parts[2]] == 0).nonzero()[:n, 0]
     rings = u[parts[2]][still_open]
     needed = _smallest_closing(rings)
-    return [
-        _configuration(name, spec, u, y, parts, rings, needed, training[name], seed)
-        for name, specs in networks.items()
-        for spec in specs
-    ]
+    data = {"u": u, "y": y, "rings": rings}
+
+    def fetched(name: str, spec: Mapping[str, object]) -> Configuration:
+        def build() -> dict[str, Tensor]:
+            made = _configuration(name, spec, u, y, parts, rings, needed, training[name], seed)
+            return {x: _exactly(getattr(made, x)) for x in MEASURED}
+
+        key = {"network": [name, dict(spec)], "training": dict(training[name]), "seed": seed}
+        key |= {"data": state_hash(data), "parts": [n_train, n_probe, n]}
+        kept = cache.fetch("ring-edits", key, build, code=[_configuration])
+        fields = {x: v if v.ndim else v.item() for x, v in kept.items()}
+        return Configuration(name, **fields)  # type: ignore[arg-type]
+
+    return [fetched(name, spec) for name, specs in networks.items() for spec in specs]
+
+
+def _exactly(value: Tensor | float) -> Tensor:
+    """A number as it is, not rounded to float32."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
 
 
 def _configuration(
