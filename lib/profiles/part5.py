@@ -231,6 +231,15 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_faults": 300,
             "modes": {"names": (), "n": 30},
             "certified": {"n": 4, "budget": 2000, "further": 0},
+            "depths": {
+                "blocks": (1, 3, 6),
+                "width": 32,
+                "n_train": 16_000,
+                "epochs": 4,
+                "n_probe": 4000,
+                "n_edited": 2500,
+                "n_boards": 30,
+            },
             "large": {
                 "bed": {
                     "n_games": 200,
@@ -285,6 +294,15 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
                 "n": 100,
             },
             "certified": {"n": 30, "budget": 20_000, "further": 2000},
+            "depths": {
+                "blocks": (1, 3, 6),
+                "width": 32,
+                "n_train": 40_000,
+                "epochs": 4,
+                "n_probe": 8000,
+                "n_edited": 5000,
+                "n_boards": 100,
+            },
             "large": {
                 "bed": {
                     "n_games": 1500,

@@ -178,7 +178,7 @@ def policy_indices(moves: Moves, policy_moves: Tensor) -> Numbers:
 
 
 def train_tower(
-    positions: Positions, width: int, recipe: Recipe, *, seed: int
+    positions: Positions, width: int, recipe: Recipe, *, seed: int, n_blocks: int = 3
 ) -> list[dict[str, Tensor]]:
     """Train a tower on the value of positions; its weights before and after each epoch.
 
@@ -186,7 +186,7 @@ def train_tower(
     head alone.
     """
     generator = torch.Generator().manual_seed(seed)
-    tower = models.initialise(Tower(width, policy=False), generator)
+    tower = models.initialise(Tower(width, n_blocks, policy=False), generator)
     tower = tower.to(memory_format=torch.channels_last).train()
     x = published_planes(mover_planes(positions.boards), positions.white)
     states: list[dict[str, Tensor]] = []
@@ -212,25 +212,31 @@ def train_tower(
 
 
 def fetch_tower(
-    positions: Positions, *, width: int, seed: int, recipe: Recipe = RECIPE
+    positions: Positions,
+    *,
+    width: int,
+    seed: int,
+    recipe: Recipe = RECIPE,
+    n_blocks: int = 3,
 ) -> list[Tower]:
     """`train_tower` through the cache: towers before and after each epoch, in order."""
     config = {
         "width": width,
+        "n_blocks": n_blocks,
         "seed": seed,
         "recipe": asdict(recipe),
         "data": cache.state_hash({"value": positions.value, "game": positions.game}),
     }
 
     def build() -> dict[str, Tensor]:
-        made = train_tower(positions, width, recipe, seed=seed)
+        made = train_tower(positions, width, recipe, seed=seed, n_blocks=n_blocks)
         return {f"{k}/{n}": v for k, state in enumerate(made) for n, v in state.items()}
 
     code: list[Callable[..., object]] = [train_tower, Tower, Block]
     found = cache.fetch("tower6", config, build, code=code)
     towers = []
     for k in range(recipe.epochs + 1):
-        tower = Tower(width, policy=False)
+        tower = Tower(width, n_blocks, policy=False)
         tower.load_state_dict(
             {n.partition("/")[2]: v for n, v in found.items() if n.startswith(f"{k}/")}
         )
