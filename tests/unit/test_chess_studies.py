@@ -14,6 +14,7 @@ from torch import nn
 from lib import claims
 from lib.backprop.chess import (
     boards,
+    depth,
     layer_maps,
     moves,
     outcomes,
@@ -147,7 +148,7 @@ def test_the_whole_experiment_gives_every_claim_its_number(
     values = verdicts.measured(reader, maps, report, kinds, (0.0, 1.0), swept, checked)
     modes = quality.modes(bed, reader, beam, names=quality.MODES, n=3)
     counted = quality.certified(reader, beam, n=2, budget=900, further=0)
-    values |= quality.measured(bed, modes, beam, counted)
+    values |= quality.measured(bed, modes, beam, counted, [])
     mine = {k for k, claim in claims.ledger().items() if claim.notebook == "53_chess"}
     assert set(values) == mine
     assert values["P5-44"] == 0.0
@@ -253,3 +254,36 @@ def test_the_median_of_equal_edits_has_no_spread_and_of_two_kinds_has_one() -> N
     value, half = verdicts.middle(torch.tensor([1, 3] * 20))
     assert value in (1.0, 3.0)
     assert half == 1.0
+
+
+def test_towers_of_each_depth_are_trained_read_and_searched(bed: studies.Bed) -> None:
+    found = depth.study(
+        bed, blocks=(1, 2), width=4, n_train=200, epochs=1, n_probe=400, n_edited=100,
+        n_boards=3, seed=0,
+    )  # fmt: skip
+    assert [d.n_blocks for d in found] == [1, 2]
+    # a block is two convolutions of 3x3 from four filters to four
+    assert found[1].n_weights - found[0].n_weights == 2 * (4 * 4 * 9 + 4)
+    assert all(d.made.legal.all() and len(d.made.answers) == 3 for d in found)
+    gap = found[1].made.truth.mean() - found[0].made.truth.mean()
+    scales = depth.scales(found)
+    assert scales is not None
+    assert scales[0] == pytest.approx(gap)
+    assert depth.scales(found[:1]) is None
+
+
+def test_a_tower_fails_by_its_probe_its_search_or_what_the_probe_means(bed: studies.Bed) -> None:
+    made = depth.study(
+        bed, blocks=(1,), width=4, n_train=200, epochs=1, n_probe=400, n_edited=100, n_boards=3,
+        seed=0,
+    )[0].made  # fmt: skip
+    none, all_of_them = np.zeros(3, bool), np.ones(3, bool)
+    high, low = torch.full((3,), 9.0), torch.full((3,), -9.0)
+
+    def fails(score: float, logit: torch.Tensor, truth: np.ndarray) -> str:
+        return depth.Depth(1, 1, score, replace(made, logit=logit, truth=truth)).failure
+
+    assert fails(0.1, low, all_of_them) == ""
+    assert fails(0.4, high, none) == "weak probe"
+    assert fails(0.6, low, none) == "not reached"
+    assert fails(0.6, high, none) == "probe is not the concept"

@@ -2,7 +2,7 @@
 
 `modes` runs the search once with each of three changes: edits that change a piece's colour, a
 price on boards unlike played ones, and legality that asks for a move that leads there. `certified`
-counts edits against the fewest there are (`certificates`).
+counts edits against the fewest there are (`certificates`). Deeper networks: `depth`.
 
 Public names: `MODES`, `modes`, `mode_rows`, `certified`, `certificate_rows`, `measured`.
 """
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lib.backprop.chess import depth
 from lib.backprop.chess.certificates import Certificate, certify_all
 from lib.backprop.chess.edits import ALL_KINDS, KINDS
 from lib.backprop.chess.moves import is_legal
@@ -142,19 +143,25 @@ def agreement(beam: Outcome, certificates: Sequence[Certificate]) -> tuple[float
 
 
 def measured(
-    bed: Bed, made: Mapping[str, Outcome], beam: Outcome, certificates: Sequence[Certificate]
+    bed: Bed,
+    made: Mapping[str, Outcome],
+    beam: Outcome,
+    certificates: Sequence[Certificate],
+    towers: Sequence[depth.Depth],
 ) -> dict[str, Value]:
     """Claim -> value and standard error, or None; see the ledger for what each says.
 
     Args:
         made: of `modes`.
         beam: the outcome that the certificates are of.
+        towers: of `depth.study`.
     """
     other, after = made.get("typical"), made["beam"].after
     return {
         "P5-46": agreement(beam, certificates),
         "P5-47": None if other is None else more_typical(bed, made["beam"], other),
         "P5-48": share(has_predecessor(after)),
+        "P5-49": depth.scales(towers),
     }
 
 
