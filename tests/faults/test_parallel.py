@@ -29,7 +29,10 @@ def train(seed: int):
 
 def train_but_not_102(seed: int):
     if seed == 102:
-        time.sleep(1.0)  # the others finish first
+        others = {cache.key_of("slow", {"seed": s}, [build]) for s in (100, 101, 103)}
+        deadline = time.monotonic() + 60
+        while not others <= set(built()) and time.monotonic() < deadline:
+            time.sleep(0.05)  # the others finish first, however busy the machine is
         raise ValueError("this seed is\nnot allowed")
     return train(seed)
 
