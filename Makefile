@@ -54,7 +54,7 @@ test-code: setup
 # The tests keep one core busy, the notebooks the other; their report comes in one piece.
 test-notebooks: setup
 	@mkdir -p build; status=0; $(PY) -m pytest --nbval-lax notebooks --nbval-current-env \
-		--nbval-cell-timeout 900 --nbval-sanitize-with tests/nbval.cfg > build/test-notebooks.log 2>&1 \
+		--nbval-cell-timeout 1800 --nbval-sanitize-with tests/nbval.cfg > build/test-notebooks.log 2>&1 \
 		|| status=$$?; cat build/test-notebooks.log; exit $$status
 
 lab: setup  ## open the notebooks in JupyterLab
