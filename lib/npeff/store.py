@@ -27,6 +27,7 @@ from torch import Tensor
 from lib.npeff.rows import largest, offsets_of, ranges
 
 LOW_RANK, DIAGONAL = "low-rank", "diagonal"
+BLOCK = 2**19  # numbers of a dense block: 4 MiB, memory that is used again and not mapped anew
 GUARD = {LOW_RANK: 1e-12, DIAGONAL: 1e-9}  # of the norm, as the paper's code divides by it
 
 Parameters = tuple[tuple[str, tuple[int, ...]], ...]  # names and shapes in the flat order
@@ -183,10 +184,9 @@ def sparse_norms(fishers: Fishers) -> Tensor:
         squares.index_add_(0, fishers.row_of_entry(), fishers.values.double().square())
         total = torch.zeros(len(fishers), dtype=torch.float64, device=squares.device)
         return total.index_add_(0, fishers.example, squares).sqrt()
-    found = torch.zeros(len(fishers), dtype=torch.float64, device=fishers.values.device)
-    for i, rows in enumerate(_rows_of(fishers)):
-        found[i] = torch.linalg.matrix_norm(rows @ rows.T)
-    return found
+    none = torch.zeros(0, dtype=torch.float64, device=fishers.values.device)
+    found = (torch.linalg.matrix_norm(rows @ rows.mT) for rows in _blocks_of(fishers))
+    return torch.cat([none, *found])
 
 
 def energy(fishers: Fishers) -> float:
@@ -334,6 +334,8 @@ def _with_columns(fishers: Fishers, chosen: Tensor, kept: Tensor) -> Fishers:
 def _mapped(fishers: Fishers, old_to_new: Tensor, kept: Tensor) -> Fishers:
     columns = old_to_new[fishers.columns]
     stay = columns >= 0
+    if bool(stay.all()):
+        return replace(fishers, columns=columns, kept=kept)
     lengths = torch.zeros(fishers.n_rows, dtype=torch.int64, device=columns.device)
     lengths.index_add_(0, fishers.row_of_entry(), stay.long())
     return replace(
@@ -345,17 +347,31 @@ def _mapped(fishers: Fishers, old_to_new: Tensor, kept: Tensor) -> Fishers:
     )
 
 
-def _rows_of(fishers: Fishers) -> Iterator[Tensor]:
-    """Each example's factor, dense on the columns that it uses, float64."""
-    bounds = torch.searchsorted(
-        fishers.example, torch.arange(len(fishers) + 1, device=fishers.example.device)
-    )
-    for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        lo, hi = int(fishers.offsets[a]), int(fishers.offsets[b])
-        used, at = fishers.columns[lo:hi].unique(return_inverse=True)
-        rows = torch.arange(b - a, device=used.device).repeat_interleave(
-            fishers.offsets[a : b + 1].diff()
-        )
-        dense = torch.zeros(b - a, len(used), dtype=torch.float64, device=used.device)
-        dense[rows, at] = fishers.values[lo:hi].double()
-        yield dense
+def _blocks_of(fishers: Fishers) -> Iterator[Tensor]:
+    """Factors of several examples, dense on the columns that these use: float64 `[b, C, m_b]`.
+
+    An example with fewer rows has rows of zeros at its end.
+    """
+    at = fishers.example.device
+    first = torch.searchsorted(fishers.example, torch.arange(len(fishers) + 1, device=at))
+    n_rows = max(int(first.diff().max()), 1)
+    # b examples use at most b k columns; a block takes at most BLOCK numbers
+    narrow = BLOCK // (n_rows * max(fishers.n_columns, 1))
+    wide = int((BLOCK / (n_rows * max(fishers.k, 1))) ** 0.5)
+    step = max(narrow, wide, 1)
+    for lo in range(0, len(fishers), step):
+        hi = min(lo + step, len(fishers))
+        rows = slice(int(first[lo]), int(first[hi]))
+        ends = fishers.offsets[rows.start : rows.stop + 1]
+        entries = slice(int(ends[0]), int(ends[-1]))
+        used = torch.zeros(fishers.n_columns, dtype=torch.bool, device=at)
+        used[fishers.columns[entries]] = True
+        place = used.cumsum(0) - 1
+        width = int(used.sum())
+        example = fishers.example[rows]
+        slot = (example - lo) * n_rows + torch.arange(rows.start, rows.stop, device=at)
+        begin = (slot - first[example]) * width
+        dense = torch.zeros((hi - lo) * n_rows * width, dtype=torch.float64, device=at)
+        where = begin.repeat_interleave(ends.diff()) + place[fishers.columns[entries]]
+        dense.scatter_(0, where, fishers.values[entries].double())
+        yield dense.view(hi - lo, n_rows, width)
