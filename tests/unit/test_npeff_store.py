@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -52,6 +54,27 @@ def test_norms_are_those_of_dense_fishers_after_pruning() -> None:
     torch.testing.assert_close(dense(found), sparse / norms.sqrt()[:, None, None])
     want = torch.linalg.matrix_norm(sparse.mT @ sparse) / norms
     torch.testing.assert_close(store.sparse_norms(found), want)
+
+
+def test_norms_do_not_hang_on_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = store.prune(store.from_dense(planted(), k=5), min_nnz=2)
+    fewer = store.take(found, torch.tensor([0, 2, 3]))
+    uneven = dataclasses.replace(  # the second example has one row less
+        fewer,
+        values=torch.cat([fewer.values[: fewer.offsets[3]], fewer.values[fewer.offsets[4] :]]),
+        columns=torch.cat([fewer.columns[: fewer.offsets[3]], fewer.columns[fewer.offsets[4] :]]),
+        offsets=store.offsets_of(fewer.offsets.diff()[[0, 1, 2, 4, 5]]),
+        example=fewer.example[[0, 1, 2, 4, 5]],
+    )
+    for given in (found, uneven):
+        whole = store.sparse_norms(given)
+        matrix = given.matrix().to_dense().double()
+        want = [matrix[given.example == i] for i in range(len(given))]
+        expected = torch.stack([torch.linalg.matrix_norm(a.T @ a) for a in want])
+        torch.testing.assert_close(whole, expected)
+        monkeypatch.setattr(store, "BLOCK", 1)
+        torch.testing.assert_close(store.sparse_norms(given), expected)
+        monkeypatch.undo()
 
 
 def test_an_example_without_fisher_stays_zero() -> None:
