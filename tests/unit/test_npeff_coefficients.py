@@ -144,6 +144,32 @@ def test_expansion_leaves_frozen_components_alone_and_lowers_the_loss():
     assert cosines.abs().amax(0).min() > 0.999
 
 
+def test_an_expansion_has_the_same_bytes_again_and_after_a_break(tmp_path):
+    g = components(r=6)
+    fishers, _ = mixtures(60, g, 1)
+    general = frozen(g[:4], mixtures(60, g[:4], 2)[0], fishers.k)
+    options = {"seed": 0, "component_steps": 20, "new_steps": 10, "steps": 50}
+
+    def cut(steps):
+        for i in steps:
+            if i == 77:
+                raise KeyboardInterrupt
+            yield i
+
+    path, seen = tmp_path / "expansion", []
+    with pytest.raises(KeyboardInterrupt):
+        expand(general, fishers, 2, **options, checkpoint=path, progress=cut)
+    first = expand(general, fishers, 2, **options)
+    again = expand(general, fishers, 2, **options)
+    resumed = expand(
+        general, fishers, 2, **options, checkpoint=path, progress=lambda x: seen.extend(x) or x
+    )
+    assert seen[0] == 50
+    for other in (again, resumed):
+        for name in ("coefficients", "components", "losses", "loss_steps"):
+            assert torch.equal(getattr(first, name), getattr(other, name)), name
+
+
 def test_a_checkpoint_of_other_frozen_components_is_refused(tmp_path):
     g = components(r=6)
     fishers, _ = mixtures(60, g, 1)
