@@ -235,9 +235,19 @@ def read_manifest(folder: Path, name: str, what: str) -> dict:
 
 
 def read_array(path: Path, dtype: str, count: int, first: int = 0) -> Tensor:
-    """Numbers of an array file, copied into memory."""
+    """Numbers of an array file, copied into memory; -1 for all that are there.
+
+    Raises:
+        ValueError: the file ends before them.
+    """
     size = np.dtype(dtype).itemsize
-    return torch.from_numpy(np.fromfile(path, dtype, count, offset=first * size))
+    found = np.fromfile(path, dtype, count, offset=first * size)
+    if count >= 0 and len(found) != count:
+        raise ValueError(
+            f"{path.name} ends after {first + len(found):,} numbers, {first + count:,} were "
+            "written; remove the folder and write again"
+        )
+    return torch.from_numpy(found)
 
 
 def _of_manifest(manifest: dict, arrays: dict[str, Tensor]) -> Fishers:

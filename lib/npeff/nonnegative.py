@@ -26,6 +26,7 @@ MAX_EXCHANGES = 10_000
 RIDGE = 1e-10  # of a unit diagonal, where components depend on each other
 BATCH_NUMBERS = 2**19  # of the systems that are solved together
 SMALL, MANY = 8, 256  # systems of at most so many entries, for at least so many rows: eliminated
+FEW_NUMBERS = 2**15  # of whole systems r x r that cost less than to choose their parts
 
 
 def solve(q: Tensor, b: Tensor, *, tol: float = 1e-11) -> Tensor:
@@ -38,6 +39,10 @@ def solve(q: Tensor, b: Tensor, *, tol: float = 1e-11) -> Tensor:
 
     Returns:
         `[n, r]`, float64. Unique if q is definite; else one of the minimisers, nearly.
+
+    Cost, 2,000 rows of r = 32 on one core: about 8 ms, of which sweeps take 1.1, finding and
+    gathering the small systems 2.4, solving them 1.5, checks and exchanges the rest. No part
+    stands out: the kernels of a single exchange alone are 3 ms.
 
     Raises:
         ValueError: shapes disagree, or values are not finite.
@@ -147,6 +152,10 @@ def _solve_passive(q: Tensor, b: Tensor, passive: Tensor) -> Tensor:
         q: `[r, r]`, of unit diagonal.
     """
     n, r = b.shape
+    if n * r * r <= FEW_NUMBERS:  # the last exchanges are of a handful of rows
+        inside = passive.T[:, None] & passive.T
+        one = torch.eye(r, dtype=q.dtype, device=q.device)[..., None]
+        return _factored(torch.where(inside, q[..., None], one), b.T * passive.T).T
     counts = passive.sum(1)
     row, column = passive.nonzero().unbind(1)
     rank = torch.arange(len(row), device=b.device) - (counts.cumsum(0) - counts)[row]

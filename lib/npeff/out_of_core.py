@@ -3,9 +3,10 @@
 `write_blocks` goes twice through the PEFs, a part in memory at a time: first it counts the entries
 of each column, then it cuts the columns that are used into blocks of equally many entries and
 writes each block by row and by column. `open_blocks` gives what `decompose` and
-`decompose_diagonal` take in place of `Fishers`: a step reads every block once by row and once by
-column, and one matrix of a block is in memory at a time. The entries then need no memory, whatever
-the number of examples; what grows with it are coefficients and products, r numbers a row.
+`decompose_diagonal` take in place of `Fishers`, and, of blocks that are cut at the positions of a
+decomposition (`kept`), `fit_coefficients` and `expand`. A step reads every block once by row and
+once by column, and one matrix of a block is in memory at a time. The entries then need no memory,
+whatever the number of examples; what grows with it are coefficients and products, r numbers a row.
 
 Public names: `write_blocks`, `open_blocks`, `Stored`, `StoredBlock`.
 
@@ -43,6 +44,7 @@ def write_blocks(
     folder: Path,
     parts: Callable[[], Iterable[Fishers]],
     *,
+    kept: Tensor | None = None,
     raw: bool = False,
     min_nnz: int = 1,
     entries: int = ENTRIES,
@@ -52,31 +54,44 @@ def write_blocks(
     Args:
         parts: called twice, gives the same raw PEFs in parts each time:
             ``lambda: archive.read_parts(source)``, or `archive.fetch_parts` through the cache.
+        kept: instead of pruning, the columns of these positions, int64 `[m']`: those of a
+            decomposition whose components stay (`fit_coefficients`, `expand`). Entries elsewhere
+            are dropped, and a position without entries is a column of zeros.
         raw: leave the PEFs as they are, not normalised.
         min_nnz: columns with fewer entries are dropped, as in `store.prune`.
         entries: of a block, about.
 
     Raises:
         ValueError: no parts, parts that do not belong together or are normalised already, a
-            folder that holds blocks, or no column with so many entries.
+            folder that holds blocks, no column with so many entries, or positions of another
+            model.
     """
     if (folder / MANIFEST).exists():
         raise ValueError(f"{folder.name} holds blocks already; name another folder or remove it")
     if min_nnz < 1 or entries < 1:
         raise ValueError(f"want min_nnz and entries of at least 1, got {min_nnz} and {entries}")
+    if kept is not None and min_nnz > 1:
+        raise ValueError(f"kept says which columns there are; leave min_nnz = {min_nnz} out")
     first, counts = _counted(parts())
-    keep = (counts >= min_nnz).nonzero()[:, 0]
-    if not len(keep):
-        raise ValueError(f"no parameter is used by {min_nnz} rows; lower min_nnz")
-    bounds = _bounds(counts[keep], entries)
+    if kept is None:
+        keep = (counts >= min_nnz).nonzero()[:, 0]
+        if not len(keep):
+            raise ValueError(f"no parameter is used by {min_nnz} rows; lower min_nnz")
+        kept, counts = first.kept[keep], counts[keep]
+    else:
+        kept = kept.cpu()
+        store.select_columns(first, kept)  # refuses positions of another model
+        at = torch.searchsorted(first.kept, kept).clamp(max=first.n_columns - 1)
+        counts = torch.where(first.kept[at] == kept, counts[at], 0)
+    bounds = _bounds(counts, entries)
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.bin"):  # of a run that was killed
         stale.unlink()
-    totals = _written(folder, parts(), first, keep, bounds, raw)
+    totals = _written(folder, parts(), first, kept, bounds, raw)
     arrays: dict[str, tuple[str, int]] = {}
     for i, (lo, hi) in enumerate(pairwise(bounds)):
         arrays |= _finished(folder, i, hi - lo, _dtype(first.values))
-    for name, array in (("kept", first.kept[keep]), ("example", totals.example)):
+    for name, array in (("kept", kept), ("example", totals.example)):
         arrays[name] = _append(folder, name, array)
     note = {
         "kind": first.kind,
@@ -221,7 +236,7 @@ def _counted(parts: Iterable[Fishers]) -> tuple[Fishers, Tensor]:
 def _bounds(counts: Tensor, entries: int) -> list[int]:
     """Where blocks of about equally many entries begin, and the end."""
     done = counts.cumsum(0)
-    n_blocks = min(len(counts), math.ceil(int(done[-1]) / entries))
+    n_blocks = max(1, min(len(counts), math.ceil(int(done[-1]) / entries)))
     goals = done[-1] * torch.arange(1, n_blocks) / n_blocks
     inner = torch.searchsorted(done.double(), goals.double()) + 1
     return sorted({0, len(counts), *inner.clamp(max=len(counts)).tolist()})
@@ -231,13 +246,13 @@ def _written(
     folder: Path,
     parts: Iterable[Fishers],
     first: Fishers,
-    keep: Tensor,
+    kept: Tensor,
     bounds: list[int],
     raw: bool,
 ) -> _Totals:
     """Append every part's entries to the files of their blocks, by row."""
     digest, inner = hashlib.sha256(), torch.tensor(bounds[1:-1])
-    kept, n_blocks = first.kept[keep], len(bounds) - 1
+    n_blocks = len(bounds) - 1
     n = k = 0
     example, least, total, energy = [], math.inf, 0.0, 0.0
     for part in parts:

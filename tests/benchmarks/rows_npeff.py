@@ -148,7 +148,10 @@ def to_loss() -> Row:
 
 
 def coefficients() -> Row:
-    """Coefficients for frozen components, all examples at once against one after the other."""
+    """Coefficients for frozen components, all examples at once against one after the other.
+
+    The target is about the floor: sweeps, gathers and solves alone are a twentieth of the peer.
+    """
     from scipy.optimize import nnls
 
     data = fishers(store.LOW_RANK)

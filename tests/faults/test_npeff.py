@@ -95,6 +95,10 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: expand(FOUND, LOW, -1, seed=0),
         "want n_new >= 0, got -1",
     ),
+    "more new components than examples": (
+        lambda: expand(FOUND, LOW, N + 1, seed=0),
+        f"want 1 <= r <= n = {N} components, got {N + 1}; lower r or take more examples",
+    ),
     "least squares, shapes": (
         lambda: nonnegative.solve(torch.eye(2), ONES),
         r"want q \[r, r\] and b \[n, r\], got \(2, 2\), \(2, 3\)",
@@ -142,6 +146,10 @@ def test_an_example_without_any_gradient_gets_coefficients_zero_all_the_way(kind
         assert w.isfinite().all()
         assert (w[7] == 0).all()
         assert (w[:7].sum(1) > 0).all()
+    if kind == store.LOW_RANK:
+        more = expand(found, made, 2, seed=0, component_steps=5, steps=20)
+        assert more.coefficients.isfinite().all()
+        assert (more.coefficients[7] == 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

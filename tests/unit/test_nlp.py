@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lib import config
 from lib.data import nlp
 from lib.data.base import DamagedData, Expected, MissingData
 
+REAL = config.data_root()
 SNLI_COLUMNS = ("split", "premise", "hypothesis", "label")
 RTE_COLUMNS = ("split", "sentence1", "sentence2", "label")
 
@@ -167,6 +169,24 @@ def test_mrpc_trains_on_its_validation_rows_too(tmp_path: Path):
     assert data.train.y.tolist() == [1, 0]
     assert data.test.y.tolist() == [1]
     assert data.names == ("other", "paraphrase")
+
+
+@pytest.mark.skipif(not (REAL / nlp.MRPC).is_file(), reason="no MRPC below DATA_ROOT")
+def test_the_published_mrpc_is_read():
+    data = nlp.load_mrpc(REAL)
+    for split, counts in ((data.train, (1323, 2753)), (data.test, (578, 1147))):
+        assert tuple(split.y.bincount().tolist()) == counts
+        assert split.x.shape == (sum(counts), 56)
+        assert (split.x == nlp.SEPARATOR).sum(1).eq(1).all()
+    assert len(data.vocabulary) == 2000
+    # the first pair of the file; "amrozi" is among its rare words
+    assert data.train.text[0][0].startswith("Amrozi accused his brother")
+    assert data.train.y[0] == 1
+    assert "accused his brother" in data.vocabulary.decode(data.train.x[0])[0]
+    whole = (data.train.x != nlp.PAD).sum(1) < 56  # rows that nothing was cut from
+    assert whole.float().mean() > 0.9
+    train, test = ({*split.text} for split in (data.train, data.test))
+    assert not train & test
 
 
 def test_absent_files_are_one_sentence(tmp_path: Path):

@@ -37,11 +37,13 @@ def frozen(g: Tensor, fishers: store.Fishers, k: int | None = None) -> Decomposi
     return replace(found, components=g, k=k or fishers.k)
 
 
+@pytest.mark.parametrize("few", [0, 2**20])  # each row's part of the matrix, or all of it
 @pytest.mark.parametrize("r", [3, 17])
 @pytest.mark.parametrize("alike", [0.0, 1.0, 3.0])
-def test_the_solver_agrees_with_a_loop_of_scipy(r: int, alike: float):
+def test_the_solver_agrees_with_a_loop_of_scipy(r: int, alike: float, few: int, monkeypatch):
     from scipy.optimize import nnls
 
+    monkeypatch.setattr(nonnegative, "FEW_NUMBERS", few)
     generator = torch.Generator().manual_seed(r)
     basis = torch.randn(r, 60, generator=generator, dtype=torch.float64) + alike
     q = torch.nn.functional.normalize(basis) @ torch.nn.functional.normalize(basis).T
@@ -53,6 +55,7 @@ def test_the_solver_agrees_with_a_loop_of_scipy(r: int, alike: float):
 
 
 def test_batches_of_systems_change_nothing(monkeypatch):
+    monkeypatch.setattr(nonnegative, "FEW_NUMBERS", 0)
     g = components(r=6)
     b = torch.randn(500, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole = nonnegative.solve(g @ g.T, b)
@@ -60,8 +63,10 @@ def test_batches_of_systems_change_nothing(monkeypatch):
     assert torch.equal(nonnegative.solve(g @ g.T, b), whole)
 
 
+@pytest.mark.parametrize("few", [0, 2**20])
 @pytest.mark.parametrize("n", [20, 600])  # one system after the other, and all together
-def test_twice_the_same_component_ends_at_an_optimum(n: int):
+def test_twice_the_same_component_ends_at_an_optimum(n: int, few: int, monkeypatch):
+    monkeypatch.setattr(nonnegative, "FEW_NUMBERS", few)
     basis = torch.randn(6, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     basis[5] = 3 * basis[0]
     q = basis @ basis.T
@@ -142,6 +147,32 @@ def test_expansion_leaves_frozen_components_alone_and_lowers_the_loss():
     assert (found.losses.diff() <= 1e-9 * found.losses[0]).all()
     cosines = torch.nn.functional.normalize(found.components[:2]) @ g[4:].T
     assert cosines.abs().amax(0).min() > 0.999
+
+
+def test_an_expansion_has_the_same_bytes_again_and_after_a_break(tmp_path):
+    g = components(r=6)
+    fishers, _ = mixtures(60, g, 1)
+    general = frozen(g[:4], mixtures(60, g[:4], 2)[0], fishers.k)
+    options = {"seed": 0, "component_steps": 20, "new_steps": 10, "steps": 50}
+
+    def cut(steps):
+        for i in steps:
+            if i == 77:
+                raise KeyboardInterrupt
+            yield i
+
+    path, seen = tmp_path / "expansion", []
+    with pytest.raises(KeyboardInterrupt):
+        expand(general, fishers, 2, **options, checkpoint=path, progress=cut)
+    first = expand(general, fishers, 2, **options)
+    again = expand(general, fishers, 2, **options)
+    resumed = expand(
+        general, fishers, 2, **options, checkpoint=path, progress=lambda x: seen.extend(x) or x
+    )
+    assert seen[0] == 50
+    for other in (again, resumed):
+        for name in ("coefficients", "components", "losses", "loss_steps"):
+            assert torch.equal(getattr(first, name), getattr(other, name)), name
 
 
 def test_a_checkpoint_of_other_frozen_components_is_refused(tmp_path):

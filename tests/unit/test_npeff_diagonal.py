@@ -133,6 +133,17 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(step: str, tmp_path:
         decompose_diagonal(fishers, 3, **options, checkpoint=path)
 
 
+@pytest.mark.parametrize("step", ["hals", "mu"])
+def test_the_same_seed_gives_the_same_bytes(step: str):
+    fishers = sparse(n=40, m=100, dtype=torch.float32)
+    a, b, other = (
+        decompose_diagonal(fishers, 4, seed=s, step=step, steps=10, blocks=3) for s in (3, 3, 4)
+    )
+    for name in ("coefficients", "components", "losses"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+        assert not torch.equal(getattr(a, name), getattr(other, name)), name
+
+
 def test_examples_and_components_of_zeros_stay_zero():
     rows = torch.rand(20, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows[4] = 0

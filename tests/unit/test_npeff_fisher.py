@@ -377,6 +377,16 @@ def test_equal_weights_with_another_forward_pass_are_cached_apart(tmp_path, monk
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_same_network_and_examples_give_the_same_bytes(kind: str) -> None:
+    one, other = (
+        fisher.per_example_fishers(network().float(), inputs(50).float(), kind=kind, k=9, eps=0.1)
+        for _ in range(2)
+    )
+    for name in archive.ARRAYS:
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_examples_written_at_a_time_change_nothing(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

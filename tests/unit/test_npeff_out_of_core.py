@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from lib.npeff import archive, out_of_core, store
-from lib.npeff.coefficients import fit_coefficients
+from lib.npeff.coefficients import expand, fit_coefficients, fit_multiplicative
 from lib.npeff.decomposition import Decomposition
 from lib.npeff.diagonal import decompose_diagonal
 from lib.npeff.factorise import decompose
@@ -21,11 +22,13 @@ N, M = 37, 50
 FIELDS = ("coefficients", "components", "losses", "loss_steps", "kept")
 
 
-def raw_fishers(kind: str, dtype: torch.dtype = torch.float64) -> Fishers:
+def raw_fishers(
+    kind: str, dtype: torch.dtype = torch.float64, *, seed: int = 0, unused: tuple = (0, 17, 49)
+) -> Fishers:
     """PEFs with unused columns, an example of zeros, and entries that truncation dropped."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(N, 3, M, generator=generator, dtype=torch.float64)
-    rows[..., [0, 17, 49]] = 0
+    rows[..., unused] = 0
     rows[5] = 0
     rows = rows.to(dtype)
     return store.from_dense(rows if kind == LOW_RANK else rows[:, 0].square(), kind=kind, k=25)
@@ -153,6 +156,126 @@ def test_coefficients_of_a_folder_are_fitted_part_by_part(tmp_path: Path):
     parts = archive.read_parts(tmp_path / "pefs", 10)
     w = torch.cat([fit_coefficients(found, store.normalise(part)) for part in parts])
     torch.testing.assert_close(w, fit_coefficients(found, store.normalise(whole)))
+
+
+@pytest.fixture(scope="module")
+def general() -> Decomposition:
+    """Components that stay, made of other examples than those below."""
+    return decompose(prepared(raw_fishers(LOW_RANK)), 3, seed=0, component_steps=5, steps=20)
+
+
+def others(dtype: torch.dtype = torch.float64) -> Fishers:
+    """New examples, on some columns that the components lack and without some that they have."""
+    return raw_fishers(LOW_RANK, dtype, seed=1, unused=(2, 3, 48))
+
+
+@pytest.mark.parametrize("entries", [100, 10_000])
+@pytest.mark.parametrize("n_new", [0, 2])
+def test_an_expansion_from_files_is_that_in_memory(
+    n_new: int, entries: int, general: Decomposition, tmp_path: Path
+):
+    data = stored(tmp_path, others(), entries=entries, kept=general.kept)
+    assert torch.equal(data.kept, general.kept)
+    whole = store.normalise(others())
+    stages = {"component_steps": 5, "new_steps": 5, "steps": 20, "log_every": 1}
+    want = expand(general, whole, n_new, seed=3, **stages)
+    found = expand(general, data, n_new, seed=3, **stages)
+    assert_same(found, want)
+    assert found.energy == pytest.approx(want.energy, rel=1e-12)
+    assert torch.equal(found.components[n_new:], general.components)
+    assert (found.frozen, found.seed, found.options) == (want.frozen, want.seed, want.options)
+    if n_new:
+        assert found.loss < expand(general, data, 0, seed=3).loss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_coefficients_from_blocks_at_the_components_positions_are_those_in_memory(
+    kind: str, tmp_path: Path
+):
+    found = METHOD[kind](prepared(raw_fishers(kind)), 4, seed=0, steps=20)
+    other = raw_fishers(kind, seed=1, unused=(2, 3, 48))
+    data, whole = stored(tmp_path, other, kept=found.kept), store.normalise(other)
+    torch.testing.assert_close(
+        fit_coefficients(found, data), fit_coefficients(found, whole), rtol=1e-8, atol=1e-10
+    )
+    slow = [fit_multiplicative(found, x, seed=0, max_steps=50) for x in (data, whole)]
+    torch.testing.assert_close(*slow, rtol=1e-8, atol=1e-10)
+
+
+def test_an_expansion_from_files_that_was_cut_short_goes_on_to_the_same_bytes(
+    general: Decomposition, tmp_path: Path
+):
+    data = stored(tmp_path, others(), kept=general.kept)
+    options = {"seed": 0, "component_steps": 20, "steps": 50}
+    whole = expand(general, data, 2, **options)
+
+    def cut(steps):
+        for i in steps:
+            if i == 60:
+                raise KeyboardInterrupt
+            yield i
+
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        expand(general, data, 2, **options, checkpoint=path, progress=cut)
+    data = out_of_core.open_blocks(tmp_path / "blocks")  # as in a new process
+    seen: list[int] = []
+    again = expand(
+        general, data, 2, **options, checkpoint=path, progress=lambda x: seen.extend(x) or x
+    )
+    assert seen[0] == 50
+    for name in FIELDS:
+        assert torch.equal(getattr(whole, name), getattr(again, name)), name
+    other = decompose(prepared(raw_fishers(LOW_RANK)), 3, seed=1, component_steps=5, steps=20)
+    with pytest.raises(ValueError, match="another decomposition: it differs in frozen"):
+        expand(other, data, 2, **options, checkpoint=path)
+
+
+def test_blocks_of_another_decomposition_model_or_form_are_not_expanded(
+    general: Decomposition, tmp_path: Path
+):
+    pruned = stored(tmp_path / "a", others())  # at the positions that these examples use
+    single = stored(tmp_path / "b", others(torch.float32), kept=general.kept)
+    raw = stored(tmp_path / "c", others(), kept=general.kept, raw=True)
+    fewer = stored(tmp_path / "d", store.truncate(others(), 20), kept=general.kept)
+    diagonal = stored(tmp_path / "e", raw_fishers(DIAGONAL), kept=general.kept)
+    model = replace(others(), parameters=(("another", (M,)),))
+    for match, data in {
+        "want blocks on the 47 positions of the components and in torch.float64": pruned,
+        "got 47 positions in torch.float32": single,
+        "want normalised PEFs": raw,
+        "want PEFs of K = 25 entries": fewer,
+        "want low-rank PEFs": diagonal,
+        "of the model and block": stored(tmp_path / "f", model, kept=general.kept),
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            expand(general, data, 2, seed=0)
+    for match, options in {
+        "they are of another model": {"kept": torch.tensor([3, M])},
+        "ascending parameter positions": {"kept": torch.tensor([3, 1])},
+        "leave min_nnz = 2 out": {"kept": general.kept, "min_nnz": 2},
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            stored(tmp_path / match, others(), **options)
+
+
+@pytest.mark.parametrize("name", ["0.by_row.values", "1.by_column.columns", "example"])
+def test_a_folder_with_a_file_cut_short_is_not_expanded(
+    name: str, general: Decomposition, tmp_path: Path
+):
+    data = stored(tmp_path, others(), kept=general.kept)
+    path = tmp_path / "blocks" / f"{name}.bin"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"bin has .* bytes, .* were written; remove the folder"):
+        out_of_core.open_blocks(tmp_path / "blocks")
+    with pytest.raises(ValueError, match=r"bin ends after .* numbers, .* were written"):
+        expand(general, data, 2, seed=0, steps=1)  # opened before it was cut
+
+
+def test_positions_that_no_example_uses_are_columns_of_zeros(tmp_path: Path):
+    empty = stored(tmp_path, others(), kept=torch.tensor([2, 3, 48]))
+    assert (len(empty.kept), empty.energy) == (3, 0)
+    assert len(empty.blocks(None, 2, torch.device("cpu"), first=0, last=3)) == 1
 
 
 def test_what_is_not_whole_or_does_not_belong_together_is_refused(tmp_path: Path):
