@@ -83,9 +83,9 @@ def planted(found: Sequence[Named], best: Named, concepts: ConceptSet, chosen: s
             marker,
             color=color,
         )
-    most = {"color": ROLE["third"], "label": "best possible"}
-    axes[0].axvline(best.share[0], linestyle="--", **most)
-    axes[1].plot(list(best.by_category(concepts).values()), range(len(CATEGORIES)), "x", **most)
+    color, most = ROLE["third"], list(best.by_category(concepts).values())
+    axes[0].axvline(best.share[0], linestyle="--", color=color, label=best.variant)
+    axes[1].plot(most, range(len(CATEGORIES)), "x", color=color)
     axes[0].set_yticks(range(len(variants)), variants)
     axes[1].set_yticks(range(len(CATEGORIES)), [k.replace("color", "colour") for k in CATEGORIES])
     for axis in axes:
