@@ -39,9 +39,16 @@ def shown() -> list:
     return sets
 
 
-@pytest.mark.xfail(strict=True, reason="REASON")
+@pytest.mark.xfail(
+    strict=True, reason=".72 and .79 are, where the largest correlation is right for .92"
+)
 @pytest.mark.parametrize("variant", units.SPECIFIED)
 def test_planted_units_of_the_scenes_are_named_right(shown: list, variant: str) -> None:
     """Specification 7.1, case 12, with the noise that it states; claim P2-01."""
     (found,) = units.planted(shown, variants=[variant])
     assert found.share[0] >= 0.9
+
+
+def test_noise_does_not_hide_planted_concepts(shown: list) -> None:
+    """What the specification asks of two detectors holds for the likeliest concept."""
+    assert units.best_possible(shown).share[0] >= 0.9
