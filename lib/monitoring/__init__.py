@@ -16,8 +16,8 @@ Map, file by file, in reading order.
   it must be; ``encoder_pretrained``: published ones.
 - ``stored``: scores and maps through the cache.
 
-The experiments, to be imported by name: ``detector_studies`` and ``learned_space``; ``cases`` and
-``measures``, which the case studies share; ``standard_studies``, ``lottery_studies``,
-``adversarial_studies``, ``fine_tuning_studies``; pictures, and of the longest also tables, beside
-each.
+The experiments, to be imported by name: ``planted_units``, ``detector_studies`` and
+``learned_space``; ``cases`` and ``measures``, which the case studies share; ``standard_studies``,
+``lottery_studies``, ``adversarial_studies``, ``fine_tuning_studies``; pictures, and of the longest
+also tables, beside each.
 """

@@ -13,7 +13,8 @@ from lib.data.annotations import CATEGORIES
 from lib.figures import ROLE
 from lib.monitoring.activations import ConceptScores, ConceptSet
 from lib.monitoring.calibration import Null, Rule
-from lib.monitoring.detector_studies import Compared, Named
+from lib.monitoring.detector_studies import Compared
+from lib.monitoring.planted_units import Named
 from lib.monitoring.record import Record
 
 if TYPE_CHECKING:
@@ -58,8 +59,12 @@ def schematic() -> Figure:
     return fig
 
 
-def planted(found: Sequence[Named], concepts: ConceptSet, chosen: str) -> Figure:
-    """Share of planted units named right: by similarity, and by category for the chosen one."""
+def planted(found: Sequence[Named], best: Named, concepts: ConceptSet, chosen: str) -> Figure:
+    """Share of planted units named right: by similarity, and by category for the chosen one.
+
+    Args:
+        best: what nothing that reads the same units can exceed; a line and crosses.
+    """
     encoders = list(dict.fromkeys(one.encoder for one in found))
     variants = list(dict.fromkeys(one.variant for one in found))
     fig, axes = figures.panels(1, 2, height=2.6, gridspec_kw={"width_ratios": (1.25, 1)})
@@ -78,6 +83,9 @@ def planted(found: Sequence[Named], concepts: ConceptSet, chosen: str) -> Figure
             marker,
             color=color,
         )
+    color, most = ROLE["third"], list(best.by_category(concepts).values())
+    axes[0].axvline(best.share[0], linestyle="--", color=color, label=best.variant)
+    axes[1].plot(most, range(len(CATEGORIES)), "x", color=color)
     axes[0].set_yticks(range(len(variants)), variants)
     axes[1].set_yticks(range(len(CATEGORIES)), [k.replace("color", "colour") for k in CATEGORIES])
     for axis in axes:

@@ -1,8 +1,9 @@
-"""What notebook 21 measures: planted units, agreement of detectors, the null, two spaces.
+"""What notebook 21 measures beside planted units: agreement of detectors, the null, two spaces.
 
-Public names: `Named`, `planted`, `fetch_set`, `planted_rows`, `Agreement`, `agreement`,
-`agreement_rows`, `denominator_rows`, `white_noise`, `shares`, `placed`, `Compared`,
-`compare_spaces`, `table_1`.
+Planted units are in `planted_units`; here are their probing sets.
+
+Public names: `fetch_set`, `Agreement`, `agreement`, `agreement_rows`, `denominator_rows`,
+`white_noise`, `pooled`, `placed`, `Compared`, `compare_spaces`, `table_1`.
 
 Source: document 2, section 3.1 and table 1; specification section 1, 3.5, 4.5 and 7.1.
 """
@@ -10,121 +11,24 @@ Source: document 2, section 3.1 and table 1; specification section 1, 3.5, 4.5 a
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib import bootstrap, cache
 from lib.data import scenes
 from lib.data.annotations import CATEGORIES, Annotations
-from lib.monitoring import encoder
+from lib.monitoring import encoder, stored
 from lib.monitoring.activations import ConceptScores, ConceptSet, LayerActivations
 from lib.monitoring.calibration import Rule
-from lib.monitoring.detectors import Detector, clip_dissect
+from lib.monitoring.cases import LAYERS, Setting
+from lib.monitoring.detectors import Detector
 from lib.monitoring.dissection import DENOMINATORS, NetworkDissection, detectors_by_category
 from lib.monitoring.learned_space import learn, moves, place
-from lib.monitoring.record import Top
-from lib.monitoring.space import Space, concept_weights
-
-# name in the table -> similarity and constants; a = 0 stands for the matched softmax
-VARIANTS: dict[str, tuple[str, dict[str, float]]] = {
-    "cosine": ("cos", {}),
-    "cosine, cubed": ("cos_cubed", {}),
-    "rank reorder": ("rank_reorder", {}),
-    "WPMI": ("wpmi", {}),
-    "soft-WPMI, a = 10": ("soft_wpmi", {}),
-    "soft-WPMI, matched": ("soft_wpmi", {"a": 0.0}),
-    "soft-WPMI, standardised": ("soft_wpmi_z", {}),
-}
-CHOSEN = "soft-WPMI, standardised"
-ORACLE, TRAINED = "oracle", "trained encoder"
-TWIN = 0.7  # correlation of coverage from which two concepts are near twins
-NOISE = 0.1  # sd beside the coverage of a planted unit (specification 7.1, case 12)
-Measured = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Named:
-    """Planted units by one detector, probing set by probing set."""
-
-    variant: str
-    encoder: str
-    right: Tensor  # bool [S, C]: probing set, planted concept
-    near: Tensor  # bool [S, C]: right, or a concept whose coverage correlates with the true one
-    present: Tensor  # bool [S, C]: the concept is in the probing set
-
-    @property
-    def share(self) -> Measured:
-        """Mean share named right, and its standard deviation over probing sets."""
-        return self._share(self.right)
-
-    @property
-    def near_share(self) -> Measured:
-        """The same, counting near twins: a tree named "crown", for instance."""
-        return self._share(self.near)
-
-    def _share(self, of: Tensor) -> Measured:
-        each = (of & self.present).sum(1).double() / self.present.sum(1)
-        return float(each.mean()), float(each.std()) if len(each) > 1 else 0.0
-
-    def by_category(self, concepts: ConceptSet) -> dict[str, float]:
-        """Share named right of the concepts of each category."""
-        kinds = concepts.category()
-        found = {}
-        for name in CATEGORIES:
-            mine = self.present & torch.tensor([kind == name for kind in kinds])
-            found[name] = float((self.right & mine).sum() / mine.sum().clamp_min(1))
-        return found
-
-
-def planted(
-    sets: Sequence[tuple[Tensor, Mapping[str, Tensor]]],
-    *,
-    noise: float = NOISE,
-    relative: bool = False,
-    seed: int = 0,
-    variants: Sequence[str] = tuple(VARIANTS),
-) -> list[Named]:
-    """Units that follow the coverage of one concept each, named by every variant.
-
-    Args:
-        sets: a probing set each: coverage `[N, C]` and similarities by name of the encoder; rank
-            reorder takes a root of mean similarities and is left out where they are negative.
-        noise: standard deviation added to the coverage, as a share of the image (a part covers a
-            hundredth at best), or with `relative` of the coverage's own standard deviation.
-    """
-    found: dict[tuple[str, str], list[tuple[Tensor, Tensor, Tensor]]] = {}
-    for number, (coverage, similarities) in enumerate(sets):
-        generator = torch.Generator().manual_seed(seed + number)
-        sd = coverage.std(0)
-        scale = sd.clamp_min(1e-9) if relative else torch.ones_like(sd)
-        acts = coverage / scale + noise * torch.randn(coverage.shape, generator=generator)
-        layer = LayerActivations("planted", torch.arange(len(acts)), acts)
-        present = sd > 0
-        twins = torch.corrcoef(coverage.T).nan_to_num(0.0) >= TWIN
-        truth = torch.arange(coverage.shape[1])
-        for who, p in similarities.items():
-            for variant in variants:
-                label = _label(p, variant, layer)
-                right = label == truth
-                near = right | twins[truth, label.long()]
-                found.setdefault((variant, who), []).append((right, near, present))
-    return [
-        Named(variant, who, *(torch.stack(x) for x in zip(*each, strict=True)))
-        for (variant, who), each in found.items()
-    ]
-
-
-def _label(p: Tensor, variant: str, layer: LayerActivations) -> Tensor:
-    similarity, constants = VARIANTS[variant]
-    with warnings.catch_warnings():
-        # rank reorder of an encoder with negative means; said in the table's caption
-        warnings.filterwarnings("ignore", message=".*not positive")
-        detector = clip_dissect(p, similarity=similarity, **constants)  # type: ignore[arg-type]
-        return detector.detect(layer).label
+from lib.monitoring.planted_units import ORACLE, TRAINED, Measured, percent
+from lib.monitoring.space import concept_weights
 
 
 def fetch_set(n: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -147,22 +51,6 @@ def fetch_set(n: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
     code = [scenes.probe, scenes.World, Annotations, encoder.oracle, encoder.Encoder]
     entry = cache.fetch("probing-set", config, build, code=code)
     return entry["coverage"], {name: entry[name] for name in (ORACLE, TRAINED)}
-
-
-def planted_rows(found: Mapping[str, Sequence[Named]]) -> list[dict[str, str]]:
-    """A row a variant; a column an encoder and noise, and near twins for the first of them.
-
-    Args:
-        found: name of the noise -> `planted`.
-    """
-    rows: dict[str, dict[str, str]] = {}
-    for noise, named in found.items():
-        for one in named:
-            row = rows.setdefault(one.variant, {"similarity": one.variant})
-            row[f"{one.encoder}, {noise}"] = _percent(one.share)
-    for one in next(iter(found.values())):
-        rows[one.variant][f"{one.encoder}, or a twin"] = _percent(one.near_share)
-    return list(rows.values())
 
 
 @dataclass(frozen=True)
@@ -228,17 +116,13 @@ def agreement_rows(found: Mapping[tuple[str, str], Agreement]) -> list[dict[str,
             "layer": layer,
             "encoder": encoder,
             "detectors": f"{len(one.same_word)} of {one.m}",
-            "same word": _percent(one.share(one.same_word)),
-            "same category": _percent(one.share(one.same_category)),
-            "word among five": _percent(one.share(one.in_five)),
+            "same word": percent(one.share(one.same_word)),
+            "same category": percent(one.share(one.same_category)),
+            "word among five": percent(one.share(one.in_five)),
             "of another unit": f"{one.chance:.0%}",
         }
         for (layer, encoder), one in found.items()
     ]
-
-
-def _percent(measured: Measured | None) -> str:
-    return "none" if measured is None else f"{measured[0]:.0%} ± {measured[1]:.0%}"
 
 
 def denominator_rows(
@@ -272,22 +156,16 @@ def white_noise(
     return torch.stack(scores), torch.stack(whole)
 
 
-def shares(
-    scores: Mapping[str, ConceptScores], taus: Tensor, attainments: Sequence[float]
-) -> dict[tuple[str, float], Tensor]:
-    """Share of interpretable units at each threshold and attainment asked for, `[T]`."""
-    return {
-        (name, cut): torch.stack(
-            [Rule(float(tau), cut).interpretable(one).double().mean() for tau in taus]
-        )
-        for name, one in scores.items()
-        for cut in attainments
-    }
+def pooled(at: Setting, model: nn.Module) -> Tensor:
+    """Pooled activations of the units of all layers on a probing set, `[N, M]`."""
+    found = at.probe.activations(model, LAYERS, maps=False)
+    return torch.cat([a.pooled for a in found.values()], 1)
 
 
-def placed(tops: Sequence[Top], space: Space) -> Tensor:
-    """Units of all layers in our space, `[M, D]`."""
-    return torch.cat([space.place(top.concepts, concept_weights(top.h)) for top in tops])
+def placed(at: Setting, model: nn.Module) -> Tensor:
+    """The same units in our space, by the trained encoder's words, `[M, D]`."""
+    tops = stored.fetch_scores(model, at.probe, LAYERS, [at.detector("clip")])
+    return torch.cat([at.space.place(t.concepts, concept_weights(t.h)) for t in tops.values()])
 
 
 @dataclass(frozen=True)

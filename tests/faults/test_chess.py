@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import chess
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.backprop.chess import (
     concepts,
@@ -18,22 +17,13 @@ from lib.backprop.chess import (
     studies,
     unmoves,
 )
-from lib.backprop.chess.boards import Boards, from_chess
+from lib.backprop.chess.boards import Boards
 from lib.backprop.chess.reading import Reader
 from lib.models import initialise
-from lib.probes import Probe
+from tests.planted_boards import BARE, board, mover_only, reader_of
 
-BARE = "8/8/k7/8/8/8/8/5K2 w"
 IN_CHECK = "8/8/k7/8/8/8/8/R4K2 w"  # the side that is not to move stands in check
 NO_KING = "8/8/k7/8/8/8/8/R7 w"
-
-
-def board(fen: str, side: int = 6) -> Boards:
-    return from_chess([chess.Board(f"{fen} - - 0 1")], side)
-
-
-def mover_only(x: Tensor, white: Tensor) -> Tensor:
-    return x
 
 
 def rounded(x: Tensor, white: Tensor) -> Tensor:
@@ -44,8 +34,7 @@ def planted(piece: int, encode=mover_only, bias: float = -4.0) -> Reader:
     """A probe of the planes themselves that wants one kind of piece, anywhere."""
     weight = torch.zeros(12, 6, 6)
     weight[piece] = 8.0
-    probe = Probe(weight.flatten(), torch.tensor(bias), 0, torch.tensor(True))
-    return Reader(nn.Sequential(nn.Identity()).eval(), ["0"], [probe], encode)
+    return reader_of(weight, bias, encode)
 
 
 def checker() -> networks.Checker:

@@ -12,6 +12,7 @@ from PIL import Image
 from lib.data import broden, scenes
 from lib.data.annotations import CATEGORIES
 from lib.data.base import DamagedData, MissingData
+from lib.monitoring.dissection import NetworkDissection
 
 INDEX = "image,split,ih,iw,sh,sw,color,object,part,material,scene,texture\n"
 LABELS = """number,name,category,frequency,coverage,syns
@@ -124,6 +125,13 @@ def test_scenes_written_and_read_back_are_the_same(tmp_path: Path) -> None:
     assert torch.equal(again.annotated, labels.annotated)
     assert torch.equal(found.images(), world.images)
     assert torch.equal(again.coverage(), labels.coverage())
+    maps = torch.randn(24, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    one, other = (
+        NetworkDissection(a, torch.arange(24)).overlap(lambda: iter([maps]))
+        for a in (labels, again)
+    )
+    for name in ("intersection", "labelled", "activated"):  # of both, pixel for pixel
+        assert torch.equal(getattr(one, name), getattr(other, name))
 
 
 def test_absent_set_says_what_where_how_and_licence(tmp_path: Path) -> None:

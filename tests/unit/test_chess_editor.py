@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-import chess
 import IPython.display
 import pytest
 import torch
-from torch import nn
 
 from lib.backprop.chess import concepts, editor, moves
-from lib.backprop.chess.boards import Boards, from_chess, to_chess
+from lib.backprop.chess.boards import Boards, to_chess
 from lib.backprop.chess.reading import Reader
-from lib.probes import Probe
+from tests.planted_boards import BARE, board, reader_of
 
-BARE = "8/8/k7/8/8/8/8/5K2 w"
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def board(fen: str) -> Boards:
-    return from_chess([chess.Board(f"{fen} - - 0 1")], 6)
 
 
 def fen(b: Boards) -> str:
@@ -31,8 +24,7 @@ def reader() -> Reader:
     """A probe that wants the mover's queen on c3, and a little a rook there."""
     weight = torch.zeros(12, 6, 6)
     weight[4, 2, 2], weight[3, 2, 2] = 8.0, 4.0
-    probe = Probe(weight.flatten(), torch.tensor(-4.0), 0, torch.tensor(True))
-    return Reader(nn.Sequential(nn.Identity()).eval(), ["0"], [probe], lambda x, white: x)
+    return reader_of(weight)
 
 
 @pytest.fixture

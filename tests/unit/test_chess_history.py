@@ -9,10 +9,7 @@ import pytest
 from lib.backprop.chess import boards, concepts, large_board, moves, positions, rules6, unmoves
 from lib.backprop.chess import edits as edits_of
 from lib.backprop.chess.boards import Boards
-
-
-def board(fen: str, side: int = 6) -> Boards:
-    return boards.from_chess([chess.Board(f"{fen} - - 0 1")], side)
+from tests.planted_boards import board
 
 
 @pytest.fixture(scope="module")

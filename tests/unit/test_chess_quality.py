@@ -8,7 +8,6 @@ import chess
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from lib.backprop.chess import boards, moves, networks, positions, quality, relaxed, search, typical
 from lib.backprop.chess import edits as edits_of
@@ -18,27 +17,9 @@ from lib.backprop.chess.outcomes import Outcome, answered
 from lib.backprop.chess.reading import Reader
 from lib.models import initialise
 from lib.probes import Probe
+from tests.planted_boards import BARE, board, planted
 
 TAU = 0.9
-BARE = "8/8/k7/8/8/8/8/5K2 w"
-
-
-def mover_only(x: torch.Tensor, white: torch.Tensor) -> torch.Tensor:
-    return x
-
-
-def planted(*wishes: tuple[int, str, float], bias: float = -4.0) -> Reader:
-    """A probe of the planes themselves that adds so much for each (piece plane, square)."""
-    weight = torch.zeros(12, 6, 6)
-    for plane, square, worth in wishes:
-        s = chess.parse_square(square)
-        weight[plane, s // 8, s % 8] = worth
-    probe = Probe(weight.flatten(), torch.tensor(bias), 0, torch.tensor(True))
-    return Reader(nn.Sequential(nn.Identity()).eval(), ["0"], [probe], mover_only)
-
-
-def board(fen: str) -> Boards:
-    return boards.from_chess([chess.Board(f"{fen} - - 0 1")], 6)
 
 
 @pytest.fixture(scope="module")

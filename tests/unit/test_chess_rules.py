@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.backprop.chess import boards, concepts, moves, positions, rules6
-from lib.backprop.chess.boards import Boards
+from tests.planted_boards import board
 
 PUBLISHED = {
     "8/8/1K2NR2/R1P5/P1p2P2/Pp1P4/2Nk4/r7 w": True,
@@ -21,10 +21,6 @@ PUBLISHED = {
 @pytest.fixture(scope="module")
 def played() -> positions.Positions:
     return positions.play_games(1500, seed=3)
-
-
-def board(fen: str) -> Boards:
-    return boards.from_chess([chess.Board(f"{fen} - - 0 1")], 6)
 
 
 def test_perft_from_the_start() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import chess
 import numpy as np
 import pytest
 import torch
@@ -21,21 +20,10 @@ from lib.backprop.chess import (
     search,
 )
 from lib.backprop.chess import edits as edits_of
-from lib.backprop.chess.boards import Boards
 from lib.backprop.chess.reading import Reader
 from lib.models import initialise
 from lib.probes import Probe
-
-
-class Planes(nn.Module):
-    """A network whose one layer is its input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.same = nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.same(x)
+from tests.planted_boards import BARE, Planes, board, mover_only, planted
 
 
 class Further(Planes):
@@ -50,27 +38,6 @@ class Further(Planes):
         y = self.twice(2 * self.same(x))
         self.n_passed += 1
         return y
-
-
-def mover_only(x: torch.Tensor, white: torch.Tensor) -> torch.Tensor:
-    return x
-
-
-def planted(*wishes: tuple[int, str, float], bias: float = -4.0) -> Reader:
-    """A probe that adds so much for each (piece plane, square)."""
-    weight = torch.zeros(12, 6, 6)
-    for plane, square, worth in wishes:
-        s = chess.parse_square(square)
-        weight[plane, s // 8, s % 8] = worth
-    probe = Probe(weight.flatten(), torch.tensor(bias), 0, torch.tensor(True))
-    return Reader(Planes().eval(), ["same"], [probe], mover_only)
-
-
-def board(fen: str) -> Boards:
-    return boards.from_chess([chess.Board(f"{fen} - - 0 1")], 6)
-
-
-BARE = "8/8/k7/8/8/8/8/5K2 w"
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import chess
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from lib import claims
 from lib.backprop.chess import (
-    boards,
     depth,
     layer_maps,
     moves,
@@ -24,10 +21,9 @@ from lib.backprop.chess import (
     studies,
     verdicts,
 )
-from lib.backprop.chess.boards import Boards
 from lib.backprop.chess.detection import Guard, detect
 from lib.backprop.chess.reading import Reader
-from lib.probes import Probe
+from tests.planted_boards import board, reader_of
 
 SIZES = {
     "n_positions": 3000,
@@ -52,28 +48,10 @@ def reader(bed: studies.Bed) -> Reader:
     return studies.reader(bed, 400, Guard(("stem",), n_edited=200), seed=0)
 
 
-class Same(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.same = nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.same(x)
-
-
-def mover_only(x: torch.Tensor, white: torch.Tensor) -> torch.Tensor:
-    return x
-
-
-def board(fen: str) -> Boards:
-    return boards.from_chess([chess.Board(f"{fen} - - 0 1")], 6)
-
-
 def queen_on_c3() -> Reader:
     weight = torch.zeros(12, 6, 6)
     weight[4, 2, 2] = 8.0
-    probe = Probe(weight.flatten(), torch.tensor(-4.0), 0, torch.tensor(True))
-    return Reader(Same().eval(), ["same"], [probe], mover_only)
+    return reader_of(weight)
 
 
 def test_games_of_held_out_positions_are_others(bed: studies.Bed) -> None:

@@ -214,6 +214,8 @@ def test_what_cannot_be_dissected_is_refused():
         detector(a).detect(acts_of(F.interpolate(maps, (8, 8))))
     with pytest.raises(ValueError, match="knows 2 images, the activations are of 1"):
         detector(a).detect(acts_of(maps[:1]))
+    with pytest.raises(ValueError, match="row 0 is image 1, the detector has image 0"):
+        detector(a).detect(LayerActivations("x", torch.tensor([1, 0]), maps.mean((2, 3)), maps))
     with pytest.raises(ValueError, match="as many ids as annotated images"):
         NetworkDissection(a, torch.arange(3))
     maps[0, 0, 0, 0] = math.nan

@@ -23,7 +23,7 @@ from lib.monitoring.calibration import (
     sweep,
     threshold_of_share,
 )
-from lib.monitoring.detectors import clip_dissect
+from lib.monitoring.detectors import SIMILARITIES, clip_dissect
 from lib.monitoring.dissection import NetworkDissection
 from lib.monitoring.live import ConceptMonitor
 from lib.monitoring.live_pictures import LivePlot, so_far
@@ -85,10 +85,11 @@ def layer(pooled):
 # ---- thresholds ----
 
 
-@pytest.mark.parametrize("similarity", ["soft_wpmi_z", "cos_cubed", "soft_wpmi"])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_few_units_of_white_noise_pass_the_threshold(similarity):
     """Specification 7.1, case 11: the threshold comes from other noise than it judges."""
-    detector = clip_dissect(similarities(), similarity=similarity, **K[similarity])
+    p = similarities().exp() if similarity == "rank_reorder" else similarities()  # takes a root
+    detector = clip_dissect(p, similarity=similarity, **K.get(similarity, {}))
     noise = torch.randn(N, 4000, generator=seeded(3))
     null = permutation_null(detector, layer(noise[:, :2000]), rounds=2)
     fresh = detector.detect(layer(noise[:, 2000:]))
@@ -96,7 +97,7 @@ def test_few_units_of_white_noise_pass_the_threshold(similarity):
     assert Rule(null.tau(alpha)).interpretable(fresh).float().mean() <= 3 * alpha
 
 
-K = {"soft_wpmi_z": {"k": 20}, "cos_cubed": {}, "soft_wpmi": {"k": 20}}
+K = {name: {"k": 20} for name in ("soft_wpmi_z", "soft_wpmi", "wpmi")}  # a twentieth of N
 
 
 def test_the_threshold_is_the_quantile_of_the_null():
@@ -306,6 +307,11 @@ def test_bad_streams_are_refused():
     wider = {k: torch.zeros(7, *v.shape[1:]) if k == "0.weight" else v for k, v in state.items()}
     with pytest.raises(ValueError, match="checkpoint of epoch 2 is of another network: size mism"):
         observed(states=[(1, state), (2, wider)])
+    fewer = {k: v for k, v in state.items() if k != "4.bias"}
+    with pytest.raises(ValueError, match=r"epoch 2 is of another network: Missing key.*4\.bias"):
+        observed(states=[(1, state), (2, fewer)])
+    with pytest.raises(ValueError, match=r"epoch 2 is of another network: Unexpected.*9\.bias"):
+        observed(states=[(1, state), (2, {**state, "9.bias": torch.zeros(1)})])
     with pytest.raises(ValueError, match="rising epochs, got 1 after 1"):
         observed(states=[(1, state), (1, state)])
     with pytest.raises(ValueError, match="at least one checkpoint"):
