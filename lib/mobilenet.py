@@ -107,7 +107,8 @@ def folded(model: nn.Module) -> dict[str, Tensor]:
         )
     state = {"classifier.weight": last[0].weight, "classifier.bias": last[0].bias}
     for name, conv, norm in zip(names, convs, norms, strict=True):
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None  # it keeps statistics
+        assert norm.running_var is not None
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         state[f"{name}.weight"] = conv.weight * scale[:, None, None, None]
         state[f"{name}.bias"] = norm.bias - norm.running_mean * scale
