@@ -14,9 +14,9 @@ import torch
 
 from lib import bootstrap, figures
 from lib.figures import DASHES, MARKERS, ROLE
-from lib.monitoring import texture_studies as studies
 from lib.monitoring.case_pictures import NAMES, SHOWN, draw_bars
-from lib.monitoring.texture_studies import CHANCE, CONTROL, KINDS, LAST, TUNED, UNTRAINED
+from lib.monitoring.photographs import CHANCE, DETECTORS
+from lib.monitoring.texture_studies import CONTROL, KINDS, LAST, TUNED, UNTRAINED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,11 +34,11 @@ def overview(study: TextureStudy) -> Figure:
     """Accuracy by epochs; bars of categories and lines of three of them, two detectors each."""
     fig, axes = figures.panels(1, 4, height=2.5, gridspec_kw={"width_ratios": [1, 1.55, 1.55, 1.3]})
     _accuracy(axes[0], study)
-    for axis, name in zip(axes[1:3], studies.DETECTORS, strict=True):
+    for axis, name in zip(axes[1:3], DETECTORS, strict=True):
         _bars(axis, study, name)
     axes[1].set_ylabel("share of units")
     axes[2].sharey(axes[1])
-    for k, name in enumerate(studies.DETECTORS):
+    for k, name in enumerate(DETECTORS):
         _lines(axes[3], study, name, k)
     axes[3].set(xlabel="epochs", ylabel="share of units", title="before and after")
     axes[3].set_ylim(bottom=0)

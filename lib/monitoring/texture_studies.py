@@ -9,8 +9,8 @@ CLIP-Dissect with the oracle's similarities and by Network Dissection on the mas
 Beside it stand the same training with the labels of its images permuted (what training alone
 does), the probing images permuted within their source (chance), and a network of random weights.
 
-Public names: `TextureStudy`, `fetch_study`, `fetch_studies`, `split`, `probing_set`, `claims_of`,
-`rows`, `describe`.
+Public names: `TextureStudy`, `fetch_study`, `fetch_studies`, `split`, `claims_of`, `rows`,
+`describe`.
 
 Source: document 2, section 4.3, with other images; specification section 3.4 and 5. Photographs
 have no labels of materials and scenes, so nothing is said of these.
@@ -19,25 +19,25 @@ have no labels of materials and scenes, so nothing is said of these.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lib import cache, mobilenet, models, training
+from lib import mobilenet, models, training
 from lib.data import concept_images, imagenet
 from lib.data.base import Expected, sha256_of
-from lib.monitoring import cases, measures, real_images
+from lib.monitoring import cases, measures, photographs, real_images
 from lib.monitoring.activations import ConceptSet
-from lib.monitoring.calibration import Null, Rule, attained
-from lib.monitoring.detectors import Detector, clip_dissect
+from lib.monitoring.calibration import Rule
 from lib.monitoring.dissection import CUT
 from lib.monitoring.fine_tuning_studies import best_units, shares
 from lib.monitoring.measures import Measured
+from lib.monitoring.photographs import CHANCE, CHUNK, DETECTORS, NETWORK, TEXTURES, Photographs
 from lib.monitoring.real_images import ProbingImages
-from lib.monitoring.record import Probe, Record, observe
+from lib.monitoring.record import Record, observe
 from lib.monitoring.space import Space, fit_basis
 from lib.monitoring.stored import fetch_scores
 from lib.training import Recipe
@@ -45,13 +45,9 @@ from lib.training.checkpoints import Checkpoints
 from lib.training.loop import Progress
 from lib.training.pruning import State
 
-NETWORK, LAST, HEAD = "mobilenet_v2", "features.18", "classifier"
-DETECTORS = ("oracle", "net_dissection")
-CHANCE = "chance of "  # before a detector's name: the same with images permuted in their source
+LAST, HEAD = "features.18", "classifier"
 TUNED, CONTROL, UNTRAINED = "textures", "labels permuted", "random weights"
 KINDS = ("object", "part", "texture", "color")  # that these images are labelled for
-TEXTURES = "dtd"  # their source in the probing set
-CHUNK = 64  # images a pass
 
 
 @dataclass(frozen=True)
@@ -71,16 +67,6 @@ class TextureStudy:
     def units(self, detector: str, kind: str, arm: str = TUNED) -> Tensor:
         """Interpretable units with a word of a category, bool `[E, M]`."""
         return shares(self.record.trace(detector, LAST, arm), self.concepts, kind)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """From images in [0, 1] to what the network reads."""
-    return images * 2 - 1
-
-
-def prepare(raw: Tensor) -> Tensor:
-    """Images uint8 `[n, h, w, 3]` as the network reads them, float32 `[n, 3, h, w]`."""
-    return normalise(cases.pixels(raw))
 
 
 def split(y: Tensor, n_train: int, n_test: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,27 +94,6 @@ def split(y: Tensor, n_train: int, n_test: int, *, seed: int) -> tuple[Tensor, T
             part.append(rows)
     train, test, rest = (torch.cat(part).sort().values for part in parts)
     return train, test, rest
-
-
-def probing_set(
-    images: ProbingImages, textures: Tensor, n_each: int, *, fewest: int, seed: int
-) -> ProbingImages:
-    """Some textures and as many as `n_each` images of every other source, words chosen anew.
-
-    Args:
-        textures: rows among the images of textures.
-        fewest: words that fewer of the chosen images show are left out.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    chosen = []
-    for k, name in enumerate(images.sources):
-        mine = (images.source == k).nonzero()[:, 0]
-        order = torch.randperm(len(mine), generator=generator)[:n_each].sort().values
-        chosen.append(mine[textures if name == TEXTURES else order])
-    few = images.take(torch.cat(chosen))
-    groups = [few.sources[k] for k in few.source.tolist()]
-    provenance = replace(few.provenance, n=len(few), sha256=sha256_of(few.images))
-    return real_images.of(few.images, few.annotations, groups, provenance, fewest=fewest)
 
 
 def fetch_studies(
@@ -170,7 +135,8 @@ def fetch_study(
     every = real_images.load(size["side"], root, fewest=1, expected=images)
     x, y, names = _textures(every)
     train, test, rest = split(y, size["n_train"], size["n_test"], seed=seed)
-    at = probing_set(every, rest, size["n_each"], fewest=size["fewest"], seed=seed)
+    few = photographs.probing_set(every, rest, size["n_each"], fewest=size["fewest"], seed=seed)
+    at = photographs.photographs(few, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     spec = {"n_out": len(names)}
     start = training.with_new_head(
@@ -230,7 +196,7 @@ def _fetch_run(
         seed=seed,
         data_hash=sha256_of(x, y),
         pixels=cases.pixels,
-        normalise=normalise,
+        normalise=photographs.normalise,
         start=start,
         device=device,
         progress=progress,
@@ -239,23 +205,19 @@ def _fetch_run(
 
 def _right(state: State, spec: Mapping[str, object], x: Tensor, y: Tensor) -> Tensor:
     model = training.network_of(NETWORK, spec, state)
-    return training.predict(model, x, prepare=prepare, chunk=CHUNK).argmax(1) == y
+    return training.predict(model, x, prepare=photographs.prepare, chunk=CHUNK).argmax(1) == y
 
 
 def _record(
-    at: ProbingImages,
+    at: Photographs,
     runs: Mapping[str, Checkpoints],
     spec: Mapping[str, object],
     n_rounds: int,
     seed: int,
 ) -> Record:
-    """All arms through all detectors, with one frozen rule."""
-    probe = Probe(at.images, at.ids, "photographs", prepare, chunk=CHUNK)
+    """All arms through all detectors, with the rule of the network before."""
     before = training.network_of(NETWORK, spec, runs[TUNED][0])
-    # the detectors that are asked with permuted images differ in which image is which
-    mixed = replace(at.take(at.shuffled(seed)), images=at.images, ids=at.ids)
-    detectors = [*_detectors(at, ""), *_detectors(mixed, CHANCE)]
-    rule = _rule(detectors[0], probe, before, at, n_rounds, seed)
+    rule = photographs.rule_of(at, before, LAST, rounds=n_rounds, seed=seed)
     rules = {
         (prefix + name, LAST): rule if name == "oracle" else Rule(CUT)
         for prefix in ("", CHANCE)
@@ -268,9 +230,9 @@ def _record(
         observe(
             before,
             sorted(checkpoints.items()),
-            probe,
+            at.probe,
             [LAST],
-            detectors,
+            at.detectors,
             space,
             basis,
             rules,
@@ -280,40 +242,6 @@ def _record(
         for arm, checkpoints in runs.items()
     ]
     return Record(tuple(t for record in records for t in record.traces), space, basis)
-
-
-def _detectors(at: ProbingImages, prefix: str) -> list[Detector]:
-    words = clip_dissect(
-        at.similarities(), ids=at.ids, similarity="soft_wpmi_z", name=f"{prefix}oracle"
-    )
-    return [words, replace(at.dissection(), name=f"{prefix}net_dissection")]
-
-
-def _rule(
-    detector: Detector, probe: Probe, model: nn.Module, at: ProbingImages, rounds: int, seed: int
-) -> Rule:
-    """Above the 99% of units whose images are permuted within their source, and attained."""
-
-    def build() -> dict[str, Tensor]:
-        acts = probe.activations(model, [LAST], maps=False)[LAST]
-        found = []
-        for k in range(rounds):
-            scores = detector.detect(acts.permuted(at.shuffled(seed + 1 + k)))
-            alive = ~scores.dead
-            reached = attained(scores, scores.label)
-            found.append((scores.best[alive], reached[alive], reached[alive]))
-        null = Null(*(torch.stack(part) for part in zip(*found, strict=True)))
-        return {"tau": torch.tensor(null.tau(cases.ALPHA), dtype=torch.float64)}
-
-    config = {
-        "weights": cache.state_hash(dict(model.state_dict())),
-        "probe": cache.state_hash({"x": probe.x, "ids": probe.ids, "source": at.source}),
-        "detector": detector.digest,
-        "rule": [LAST, cases.ALPHA, rounds, seed],
-    }
-    code = [Null, type(detector), fetch_scores, ProbingImages, type(model), prepare]
-    tau = float(cache.fetch("rules", config, build, code=code)["tau"])
-    return Rule(tau, cases.ATTAINED, cases.ALPHA)
 
 
 def claims_of(found: Sequence[TextureStudy], *, n_draws: int = 1000) -> dict[str, Measured]:

@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from lib import figures
-from lib.data import imagenet
 from lib.data.base import Expected, MissingData
 from lib.monitoring import texture_pictures, texture_studies
+from lib.monitoring.photographs import CHANCE, DETECTORS
 from lib.monitoring.record import Record
-from lib.monitoring.texture_studies import CHANCE, CONTROL, LAST, TUNED, UNTRAINED, TextureStudy
+from lib.monitoring.texture_studies import CONTROL, LAST, TUNED, UNTRAINED, TextureStudy
 from tests.planted_traces import CONCEPTS, SPACE, trace
-from tests.real_folders import write_concept_images
+from tests.real_folders import write_concept_images, write_mobilenet
 
 N = 14  # images an archive: seven of each of two textures
 SIZE = {
@@ -32,22 +31,6 @@ SIZE = {
 }
 
 
-def write_network(root: Path) -> None:
-    """Random weights in the file's true form: batch norms that only add."""
-    from torchvision.models import mobilenet_v2
-
-    generator = torch.Generator().manual_seed(0)
-    state = mobilenet_v2(weights=None).state_dict()
-    arrays = {}
-    for name, value in state.items():
-        if value.ndim == 4:
-            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
-        if not name.endswith("num_batches_tracked"):
-            arrays[name] = value.numpy()
-    (root / imagenet.NETWORK).parent.mkdir()
-    np.savez(root / imagenet.NETWORK, **arrays)
-
-
 def fetch(root: Path) -> TextureStudy:
     expected = Expected({}, train=(N // 2, N // 2))
     return texture_studies.fetch_study(SIZE, root, 0, images=expected, network=expected)
@@ -57,7 +40,7 @@ def fetch(root: Path) -> TextureStudy:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_concept_images(folder, N)
-    write_network(folder)
+    write_mobilenet(folder)
     return folder
 
 
@@ -75,7 +58,7 @@ def test_the_real_path_runs_from_files_to_claims(study: TextureStudy) -> None:
     assert study.right[TUNED].keys() == {0, 1, 2}
     assert study.right[CONTROL].keys() == {2}
     assert study.majority == 0.5
-    for name in texture_studies.DETECTORS:
+    for name in DETECTORS:
         for prefix in ("", CHANCE):
             assert study.record.trace(prefix + name, LAST, TUNED).label.shape == (3, 1280)
             assert study.record.trace(prefix + name, LAST, UNTRAINED).label.shape == (1, 1280)
@@ -130,7 +113,7 @@ def planted() -> TextureStudy:
     before = ["tree", "boat", "fish", "lamp", "red", "red", "red", "roof", "roof", "striped"]
     after = ["striped", "striped", "fish", "red", "red", "red", "red", "roof", "red", "striped"]
     traces = []
-    for name in texture_studies.DETECTORS:
+    for name in DETECTORS:
         for prefix in ("", CHANCE):
             options = {"layer": LAST, "detector": prefix + name}
             traces += [
