@@ -34,7 +34,9 @@ def side_by_side(study: PhotoStudy, named: Named) -> Figure:
     for axis, name in zip(axes[:2], DETECTORS, strict=True):
         _bars(axis, study, name)
     axes[0].set_ylabel("share of units")
-    axes[1].sharey(axes[0])
+    top = max(axis.get_ylim()[1] for axis in axes[:2])
+    for axis in axes[:2]:
+        axis.set_ylim(0, top)
     _map(axes[2], named)
     handles, labels = axes[0].get_legend_handles_labels()
     more, words = axes[2].get_legend_handles_labels()

@@ -37,7 +37,9 @@ def overview(study: TextureStudy) -> Figure:
     for axis, name in zip(axes[1:3], DETECTORS, strict=True):
         _bars(axis, study, name)
     axes[1].set_ylabel("share of units")
-    axes[2].sharey(axes[1])
+    top = max(axis.get_ylim()[1] for axis in axes[1:3])
+    for axis in axes[1:3]:
+        axis.set_ylim(0, top)
     for k, name in enumerate(DETECTORS):
         _lines(axes[3], study, name, k)
     axes[3].set(xlabel="epochs", ylabel="share of units", title="before and after")
