@@ -80,6 +80,7 @@ class MobileNetV2(nn.Module):
                 f"want images [n, 3, h, w] with sides that {SIDES} divides, got {list(x.shape)}; "
                 "resize them"
             )
+        x = x.contiguous(memory_format=torch.channels_last)  # twice as fast on a processor
         return self.classifier(self.features(x).mean((2, 3)))
 
 
