@@ -16,7 +16,7 @@ from lib import bootstrap, figures
 from lib.figures import DASHES, MARKERS, ROLE
 from lib.monitoring.case_pictures import NAMES, SHOWN, draw_bars
 from lib.monitoring.photographs import CHANCE, DETECTORS
-from lib.monitoring.texture_studies import CONTROL, KINDS, LAST, TUNED, UNTRAINED
+from lib.monitoring.texture_studies import CONTROL, KINDS, TUNED, UNTRAINED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,11 +96,11 @@ def _bars(axis: Axes, study: TextureStudy, name: str) -> None:
     x: list[float] = []
     words: list[str] = []
     for arm in (TUNED, CONTROL, UNTRAINED):
-        trace = study.record.trace(name, LAST, arm)
+        trace = study.trace(name, arm)
         start = len(x) + (GAP if arm != TUNED else 0.0)
         at = [start + k for k in range(len(trace.epochs))]
         draw_bars(axis, trace, study.concepts, at=at)
-        null = study.record.trace(CHANCE + name, LAST, arm).interpretable.double().mean(1)
+        null = study.trace(CHANCE + name, arm).interpretable.double().mean(1)
         axis.scatter(at, null, marker="_", s=50, color="black", zorder=3, label="chance")
         x += at
         words += [WORDS.get(arm, str(epoch)) for epoch in trace.epochs]

@@ -37,7 +37,7 @@ from lib.monitoring.fine_tuning_studies import best_units, shares
 from lib.monitoring.measures import Measured
 from lib.monitoring.photographs import CHANCE, CHUNK, DETECTORS, NETWORK, TEXTURES, Photographs
 from lib.monitoring.real_images import ProbingImages
-from lib.monitoring.record import Record, observe
+from lib.monitoring.record import Record, Trace, observe
 from lib.monitoring.space import Space, fit_basis
 from lib.monitoring.stored import fetch_scores
 from lib.training import Recipe
@@ -46,6 +46,10 @@ from lib.training.loop import Progress
 from lib.training.pruning import State
 
 LAST, HEAD = "features.18", "classifier"
+# Network Dissection reads what comes before the activation: a unit that stands at its ceiling of 6
+# in more than half a percent of all cells has an empty mask behind it
+BEFORE = "features.18.0"
+LAYER = {"oracle": LAST, "net_dissection": BEFORE}
 TUNED, CONTROL, UNTRAINED = "textures", "labels permuted", "random weights"
 KINDS = ("object", "part", "texture", "color")  # that these images are labelled for
 
@@ -62,11 +66,16 @@ class TextureStudy:
     epochs: tuple[int, ...]  # completed, of fine-tuning; 0: before
     right: Mapping[str, Mapping[int, Tensor]]  # arm -> epoch -> bool [n_test]
     majority: float  # share of the most frequent texture among test images
-    record: Record  # arms TUNED, CONTROL and UNTRAINED; detectors, and the chance of each
+    # arms TUNED, CONTROL and UNTRAINED; all detectors at LAST, Network Dissection at BEFORE too
+    record: Record
+
+    def trace(self, detector: str, arm: str = TUNED) -> Trace:
+        """A detector, or its twin, at the layer that it reads."""
+        return self.record.trace(detector, LAYER[detector.removeprefix(CHANCE)], arm)
 
     def units(self, detector: str, kind: str, arm: str = TUNED) -> Tensor:
         """Interpretable units with a word of a category, bool `[E, M]`."""
-        return shares(self.record.trace(detector, LAST, arm), self.concepts, kind)
+        return shares(self.trace(detector, arm), self.concepts, kind)
 
 
 def split(y: Tensor, n_train: int, n_test: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,26 +228,29 @@ def _record(
     before = training.network_of(NETWORK, spec, runs[TUNED][0])
     rule = photographs.rule_of(at, before, LAST, rounds=n_rounds, seed=seed)
     rules = {
-        (prefix + name, LAST): rule if name == "oracle" else Rule(CUT)
+        (prefix + name, layer): rule if name == "oracle" else Rule(CUT)
         for prefix in ("", CHANCE)
         for name in DETECTORS
+        for layer in (LAST, BEFORE)
     }
     # no text encoder is asked: each word is an axis of its own
     space = Space.of(at.concepts, torch.eye(len(at.concepts)))
     basis = fit_basis(space, "pca")
+    masks = [d for d in at.detectors if d.needs_maps]
     records = [
         observe(
             before,
             sorted(checkpoints.items()),
             at.probe,
-            [LAST],
-            at.detectors,
+            [layer],
+            detectors,
             space,
             basis,
             rules,
             arm=arm,
             score=fetch_scores,
         )
+        for layer, detectors in ((LAST, at.detectors), (BEFORE, masks))
         for arm, checkpoints in runs.items()
     ]
     return Record(tuple(t for record in records for t in record.traces), space, basis)
@@ -271,7 +283,7 @@ def rows(study: TextureStudy) -> list[dict[str, object]]:
     """A row a network: accuracy, units by category, chance, and the words of the best units."""
     found: list[dict[str, object]] = []
     for arm in (TUNED, CONTROL, UNTRAINED):
-        trace = study.record.trace("oracle", LAST, arm)
+        trace = study.trace("oracle", arm)
         for at, epoch in enumerate(trace.epochs):
             right = study.right.get(arm, {}).get(epoch)
             row: dict[str, object] = {
@@ -283,8 +295,10 @@ def rows(study: TextureStudy) -> list[dict[str, object]]:
             for name in DETECTORS:
                 counts = [int(study.units(name, kind, arm)[at].sum()) for kind in KINDS]
                 row[name.replace("_", " ")] = " ".join(str(count) for count in counts)
-                chance = study.record.trace(CHANCE + name, LAST, arm).interpretable[at]
+                chance = study.trace(CHANCE + name, arm).interpretable[at]
                 row[f"chance, {name.replace('_', ' ')}"] = int(chance.sum())
+            clipped = study.record.trace("net_dissection", LAST, arm).interpretable[at]
+            row["net dissection, clipped"] = int(clipped.sum())
             best = [study.concepts.words[int(trace.label[at, k])] for k in best_units(trace, at)]
             row["five best"] = ", ".join(best)
             found.append(row)
@@ -296,7 +310,7 @@ def describe(found: Sequence[TextureStudy]) -> str:
     if not found:
         return "not run at this profile: photographs and an ImageNet network are read at `full`"
     study = found[0]
-    m = study.record.trace("oracle", LAST, TUNED).label.shape[1]
+    m = study.trace("oracle").label.shape[1]
     return (
         f"{study.n_train} images of {len(study.names)} textures to train on, {study.n_probe:,} "
         f"others to probe with, {len(study.concepts)} words, {m:,} units of {LAST}"

@@ -14,7 +14,7 @@ from lib.data.base import Expected, MissingData
 from lib.monitoring import texture_pictures, texture_studies
 from lib.monitoring.photographs import CHANCE, DETECTORS
 from lib.monitoring.record import Record
-from lib.monitoring.texture_studies import CONTROL, LAST, TUNED, UNTRAINED, TextureStudy
+from lib.monitoring.texture_studies import BEFORE, CONTROL, LAST, TUNED, UNTRAINED, TextureStudy
 from tests.planted_traces import CONCEPTS, SPACE, trace
 from tests.real_folders import write_concept_images, write_mobilenet
 
@@ -60,8 +60,10 @@ def test_the_real_path_runs_from_files_to_claims(study: TextureStudy) -> None:
     assert study.majority == 0.5
     for name in DETECTORS:
         for prefix in ("", CHANCE):
-            assert study.record.trace(prefix + name, LAST, TUNED).label.shape == (3, 1280)
-            assert study.record.trace(prefix + name, LAST, UNTRAINED).label.shape == (1, 1280)
+            assert study.trace(prefix + name).label.shape == (3, 1280)
+            assert study.trace(prefix + name, UNTRAINED).label.shape == (1, 1280)
+    assert study.trace("oracle").layer == LAST
+    assert study.trace("net_dissection").layer == BEFORE
     found = texture_studies.claims_of([study], n_draws=20)
     assert all(pair is not None and 0 <= pair[1] <= 1 for pair in found.values())
     assert {"object", "part", "texture", "color"} == set(study.concepts.category())
@@ -69,7 +71,7 @@ def test_the_real_path_runs_from_files_to_claims(study: TextureStudy) -> None:
 
 def test_training_starts_from_the_network_of_the_file(study: TextureStudy, root: Path) -> None:
     """Labels permuted or not, the start is one; and it learns: the weights differ after."""
-    tuned, other = (study.record.trace("oracle", LAST, arm) for arm in (TUNED, CONTROL))
+    tuned, other = (study.trace("oracle", arm) for arm in (TUNED, CONTROL))
     assert tuned.epochs == (0, 1, 2)
     assert other.epochs == (2,)
     assert not tuned.h[0].equal(tuned.h[2])
@@ -115,12 +117,13 @@ def planted() -> TextureStudy:
     traces = []
     for name in DETECTORS:
         for prefix in ("", CHANCE):
-            options = {"layer": LAST, "detector": prefix + name}
-            traces += [
-                trace([before, after], epochs=(0, 8), arm=TUNED, **options),
-                trace([before], epochs=(8,), arm=CONTROL, **options),
-                trace([["red"] * 10], [[0] * 10], arm=UNTRAINED, **options),
-            ]
+            for layer in (LAST, BEFORE):
+                options = {"layer": layer, "detector": prefix + name}
+                traces += [
+                    trace([before, after], epochs=(0, 8), arm=TUNED, **options),
+                    trace([before], epochs=(8,), arm=CONTROL, **options),
+                    trace([["red"] * 10], [[0] * 10], arm=UNTRAINED, **options),
+                ]
     record = Record(tuple(traces), SPACE, SimpleNamespace(digest=SPACE.digest))
     right = torch.arange(100)
     return TextureStudy(
