@@ -8,7 +8,7 @@ Public names: `overview`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lib.monitoring.texture_studies import TextureStudy
 
 LINES = (("object", "seventh"), ("texture", "second"), ("color", "control"))
-WORDS = {CONTROL: "labels\npermuted", UNTRAINED: "random\nweights"}
+WORDS = {CONTROL: "permuted", UNTRAINED: "random"}
 GAP = 0.6  # between the network that learns textures and the others
 
 
@@ -39,10 +39,12 @@ def overview(study: TextureStudy) -> Figure:
     axes[1].set_ylabel("share of units")
     top = max(axis.get_ylim()[1] for axis in axes[1:3])
     for axis in axes[1:3]:
-        axis.set_ylim(0, top)
+        axis.set_ylim(0, 1.06 * top)
     for k, name in enumerate(DETECTORS):
         _lines(axes[3], study, name, k)
     axes[3].set(xlabel="epochs", ylabel="share of units", title="before and after")
+    for axis in (axes[0], axes[3]):
+        axis.set_xticks(study.epochs)
     axes[3].set_ylim(bottom=0)
     handles, labels = axes[1].get_legend_handles_labels()
     wanted = [SHOWN.get(kind, kind) for kind in KINDS] + ["chance"]
@@ -104,13 +106,15 @@ def _bars(axis: Axes, study: TextureStudy, name: str) -> None:
         axis.scatter(at, null, marker="_", s=50, color="black", zorder=3, label="chance")
         x += at
         words += [WORDS.get(arm, str(epoch)) for epoch in trace.epochs]
-    axis.set(xticks=x, title=NAMES[name], xlabel="epochs, and two controls")
+    axis.set(xticks=x, title=NAMES[name], xlabel="epochs, two controls")
     axis.set_xticklabels(words, fontsize=6, rotation=0)
     for label in axis.get_xticklabels()[-2:]:
         label.set(rotation=90)
 
 
 def _lines(axis: Axes, study: TextureStudy, name: str, order: int) -> None:
+    look: dict[str, Any] = {"marker": MARKERS[order], "linestyle": DASHES[order]}
+    axis.plot([], [], color="black", label=NAMES[name], **look)  # the legend's, of no category
     for kind, role in LINES:
         each = study.units(name, kind).double()
         mean, low, high = zip(*(_interval(row[None]) for row in each), strict=True)
@@ -118,8 +122,6 @@ def _lines(axis: Axes, study: TextureStudy, name: str, order: int) -> None:
             study.epochs,
             mean,
             color=ROLE[role],
-            marker=MARKERS[order],
-            linestyle=DASHES[order],
-            label=NAMES[name] if kind == "object" else None,
+            **look,
         )
         axis.fill_between(study.epochs, low, high, color=ROLE[role], alpha=0.15, linewidth=0)
