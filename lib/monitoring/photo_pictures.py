@@ -13,6 +13,7 @@ import torch
 
 from lib import figures
 from lib.data.annotations import CATEGORIES
+from lib.figures import ROLE
 from lib.monitoring.case_pictures import LOOK, NAMES, SHOWN
 from lib.monitoring.photo_studies import LAYERS
 from lib.monitoring.photographs import CHANCE, DETECTORS
@@ -84,11 +85,15 @@ def _bars(axis: Axes, study: PhotoStudy, name: str) -> None:
 
 def _map(axis: Axes, named: Named) -> None:
     points = named.basis.points
-    axis.scatter(*points.T, s=2, color="#cccccc", marker="x", linewidth=0.4, label="names")
+    axis.scatter(
+        points[:, 0], points[:, 1], s=2, color="#cccccc", marker="x", linewidth=0.4, label="names"
+    )
     extent = (points.amax(0) - points.amin(0)).max()
     noise = torch.randn(named.xy.shape, generator=torch.Generator().manual_seed(0))
     xy = (named.xy + 0.006 * extent * noise)[named.interpretable]  # units of one word lie apart
-    axis.scatter(*xy.T, s=7, facecolor="none", edgecolor="#0173b2", linewidth=0.5, label="units")
+    axis.scatter(
+        xy[:, 0], xy[:, 1], s=7, facecolor="none", edgecolor="#0173b2", linewidth=0.5, label="units"
+    )
     for words, colour, label in (
         (ANCHORS, "#c00000", "anchor"),
         (FAR, "#777777", "anchor not in the images"),

@@ -66,7 +66,8 @@ class PhotoStudy:
 
     n: int  # probing images
     concepts: ConceptSet
-    scores: Mapping[tuple[str, str], ConceptScores]  # (detector, layer)
+    # (detector, layer); Network Dissection reads a layer before its activation, see `fetch_study`
+    scores: Mapping[tuple[str, str], ConceptScores]
     rules: Mapping[str, Rule]  # layer -> of the oracle
     noise: Tensor  # [S], share of units on white noise that pass the last layer's threshold
 
@@ -101,6 +102,9 @@ def fetch_study(
 ) -> PhotoStudy:
     """Probe the published network, through the cache.
 
+    Units of this network stop at 6, and one that stands there in more than half a percent of all
+    cells has an empty mask: Network Dissection reads the convolution before the activation.
+
     Args:
         size: `side` of the images; `n_each` images of each source at most; `fewest` images that
             show a word; `n_rounds` of the permutation null.
@@ -122,7 +126,10 @@ def fetch_study(
     few = photographs.probing_set(every, some, size["n_each"], fewest=size["fewest"], seed=seed)
     at = photographs.photographs(few, seed=seed)
     c = len(at.concepts)
-    tops = stored.fetch_scores(model, at.probe, LAYERS, at.detectors, k=c)
+    words, masks = ([d for d in at.detectors if d.needs_maps is x] for x in (False, True))
+    tops = stored.fetch_scores(model, at.probe, LAYERS, words, k=c)
+    before = stored.fetch_scores(model, at.probe, [f"{x}.0" for x in LAYERS], masks, k=c)
+    tops |= {(name, layer.removesuffix(".0")): top for (name, layer), top in before.items()}
     rules = {
         layer: photographs.rule_of(at, model, layer, rounds=size["n_rounds"], seed=seed)
         for layer in LAYERS

@@ -12,6 +12,7 @@ Source: specification of document 2, section 1, 4.5 (the rule) and 5.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -126,6 +127,7 @@ def rule_of(where: Photographs, model: nn.Module, layer: str, *, rounds: int, se
         "detector": detector.digest,
         "rule": [layer, cases.ALPHA, rounds, seed],
     }
+    code: list[Callable[..., object]]
     code = [Null, type(detector), fetch_scores, ProbingImages, type(model), prepare]
     tau = float(cache.fetch("rules", config, build, code=code)["tau"])
     return Rule(tau, cases.ATTAINED, cases.ALPHA)
