@@ -92,7 +92,13 @@ def _map(axis: Axes, named: Named) -> None:
     noise = torch.randn(named.xy.shape, generator=torch.Generator().manual_seed(0))
     xy = (named.xy + 0.006 * extent * noise)[named.interpretable]  # units of one word lie apart
     axis.scatter(
-        xy[:, 0], xy[:, 1], s=7, facecolor="none", edgecolor="#0173b2", linewidth=0.5, label="units"
+        xy[:, 0],
+        xy[:, 1],
+        s=7,
+        facecolor="none",
+        edgecolor=ROLE["main"],
+        linewidth=0.5,
+        label="units",
     )
     for words, colour, label in (
         (ANCHORS, "#c00000", "anchor"),
