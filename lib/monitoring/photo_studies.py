@@ -58,6 +58,7 @@ CLIP_NAMES = {
     "tights": "tights (clothing)",
 }
 BEST = 5  # words that place a unit (Eq. 1)
+THETA = 0.01  # about the spread of a unit's five best intersections over union
 
 
 @dataclass(frozen=True)
@@ -221,12 +222,17 @@ def named_space(
     study: PhotoStudy,
     root: Path,
     *,
+    detector: str = "net_dissection",
+    theta: float = THETA,
     kind: str = "umap-bary",
     expected: Expected = clip_text.WHOLE,
 ) -> Named:
     """Place the units of the last layer by their five best words that CLIP has a name for.
 
     Args:
+        detector: whose scores; the oracle calls hardly any unit of this network an object.
+        theta: temperature of Eq. 1. Intersections over union differ by hundredths: with the
+            document's 1 every unit is the plain mean of its five words.
         kind: of map, as for `space.fit_basis`.
 
     Raises:
@@ -248,9 +254,9 @@ def named_space(
     basis = stored.fetch_basis(space, kind)
     columns = torch.tensor([study.concepts.number(word) for word in shared])
     numbers = torch.tensor(list(shared.values()))
-    scores = study.scores["oracle", LAST]
+    scores = study.scores[detector, LAST]
     h, order = scores.h[:, columns].sort(dim=1, descending=True, stable=True)
-    best, weights = numbers[order[:, :BEST]], concept_weights(h[:, :BEST])
+    best, weights = numbers[order[:, :BEST]], concept_weights(h[:, :BEST], theta)
     own = torch.isin(scores.label.long(), columns)
     return Named(
         space,
@@ -259,5 +265,5 @@ def named_space(
         space.place(best, weights),
         basis.place(best, weights),
         best[:, 0],
-        study.interpretable("oracle", LAST) & own,
+        study.interpretable(detector, LAST) & own,
     )

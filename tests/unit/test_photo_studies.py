@@ -23,6 +23,7 @@ from tests.real_folders import write_concept_images, write_mobilenet
 N = 14
 SIZE = {"side": 32, "n_each": 12, "fewest": 2, "n_rounds": 2}
 WORDS = ("road", "car", "shoes", "coat", "hat", "dress", "red", "banded")
+ORACLE = {"detector": "oracle", "theta": 1.0, "kind": "pca"}
 KINDS = (*("object",) * 6, "color", "texture")
 
 
@@ -80,7 +81,7 @@ def planted() -> PhotoStudy:
 
 def test_a_unit_is_placed_among_the_names_of_its_own_words(names: tuple[Path, Expected]) -> None:
     root, expected = names
-    found = photo_studies.named_space(planted(), root, kind="pca", expected=expected)
+    found = photo_studies.named_space(planted(), root, **ORACLE, expected=expected)
     assert found.shared == {"car": 0, "shoes": 1, "coat": 2, "hat": 3, "dress": 4}
     torch.testing.assert_close(found.u[0], torch.eye(6, 8)[1])
     # the best word of the second is a colour, which has no name: placed by the next, not counted
@@ -96,7 +97,7 @@ def test_a_unit_is_placed_among_the_names_of_its_own_words(names: tuple[Path, Ex
 def test_the_figure_is_drawn(study: PhotoStudy, names: tuple[Path, Expected]) -> None:
     import matplotlib.pyplot as plt
 
-    named = photo_studies.named_space(planted(), names[0], kind="pca", expected=names[1])
+    named = photo_studies.named_space(planted(), names[0], **ORACLE, expected=names[1])
     figures.use_style()
     fig = photo_pictures.side_by_side(study, named)
     fig.canvas.draw()
