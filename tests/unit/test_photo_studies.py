@@ -18,7 +18,8 @@ from lib.monitoring.activations import ConceptScores, ConceptSet
 from lib.monitoring.calibration import Rule
 from lib.monitoring.photo_studies import LAST, LAYERS, PhotoStudy
 from lib.monitoring.photographs import CHANCE, DETECTORS
-from tests.real_folders import write_concept_images, write_mobilenet
+from tests.network_folder import write_mobilenet
+from tests.real_folders import write_concept_images
 
 N = 14
 SIZE = {"side": 32, "n_each": 12, "fewest": 2, "n_rounds": 2}

@@ -15,8 +15,9 @@ from lib.monitoring import texture_pictures, texture_studies
 from lib.monitoring.photographs import CHANCE, DETECTORS
 from lib.monitoring.record import Record
 from lib.monitoring.texture_studies import BEFORE, CONTROL, LAST, TUNED, UNTRAINED, TextureStudy
+from tests.network_folder import write_mobilenet
 from tests.planted_traces import CONCEPTS, SPACE, trace
-from tests.real_folders import write_concept_images, write_mobilenet
+from tests.real_folders import write_concept_images
 
 N = 14  # images an archive: seven of each of two textures
 SIZE = {
