@@ -1,4 +1,4 @@
-"""The ImageNet network's file in its true format with random weights, for tests of what reads it."""
+"""The ImageNet network's file in its true format, random weights, for tests of what reads it."""
 
 from __future__ import annotations
 
