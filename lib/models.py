@@ -1,4 +1,4 @@
-"""The networks that the notebooks train: MLP, small CNN, ResNets, two for text.
+"""The networks that the notebooks train: MLP, small CNN, ResNets, MobileNetV2, two for text.
 
 `build` makes one by name with every weight drawn from the given generator, so that a seed means
 the same network alone, in a stack, or on another device. Layers carry the names that papers use
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.alignment import Alignment
+from lib.mobilenet import MobileNetV2
 from lib.transformer import MaskedWord, Transformer
 
 ACTIVATIONS = {"relu": nn.ReLU, "selu": nn.SELU}
@@ -247,6 +248,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "resnet18": ResNet18,
     "resnet20": ResNet20,
     "scene_resnet": SceneResNet,
+    "mobilenet_v2": MobileNetV2,
     "transformer": Transformer,
     "alignment": Alignment,
     "masked_word": MaskedWord,

@@ -132,6 +132,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             },
             "keep": (0, 1, 2, 4, 8),
             "n_draws": 1000,
+            "real": {},  # needs photographs: not run
         },
         "full": {
             "n_seeds": 3,
@@ -150,6 +151,23 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             },
             "keep": (0, 1, 2, 4, 8),
             "n_draws": 1000,
+            "real": {  # photographs below DATA_ROOT
+                "side": 128,
+                "n_train": 60,  # of 120 images of each texture; the last 40 probe
+                "n_test": 20,
+                "n_each": 650,  # street scenes, and as many of clothing
+                "fewest": 20,
+                "n_rounds": 5,
+                "recipe": {
+                    "epochs": 8,
+                    "batch_size": 32,
+                    "lr": 3e-4,
+                    "optimizer": "adam",
+                    "schedule": "linear",
+                    "augment": "flip_crop",
+                },
+                "keep": (0, 1, 2, 4, 8),
+            },
         },
     },
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import pickle
 from pathlib import Path
 
@@ -16,16 +15,7 @@ from lib.data import clip_text, concept_images, imagenet, probing
 from lib.data.annotations import CATEGORIES
 from lib.data.base import DamagedData, Expected, MissingData
 from lib.data.scenes.vocabulary import COLOURS
-
-
-def jpegs(colours: list[tuple[int, int, int]], side: int) -> dict[str, np.ndarray]:
-    files = []
-    for colour in colours:
-        data = io.BytesIO()
-        Image.new("RGB", (side, side), colour).save(data, "JPEG", quality=98)
-        files.append(data.getvalue())
-    ends = np.cumsum([0, *(len(f) for f in files)])
-    return {"jpeg": np.frombuffer(b"".join(files), np.uint8), "offsets": ends}
+from tests.real_folders import jpegs
 
 
 @pytest.fixture
