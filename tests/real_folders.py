@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.data import concept_images, imagenet
+from lib.data import cifar10, concept_images, imagenet
+from lib.data.base import Expected
 
 Colour = tuple[int, int, int]
 RED, WHITE, BLUE, YELLOW = (217, 26, 31), (242, 242, 242), (38, 77, 217), (242, 224, 51)
@@ -70,3 +72,21 @@ def write_imagenet_sample(root: Path, n: int, side: int = 16) -> None:
         label=np.arange(n).astype(np.int64),
         name=np.array([f"class {k}" for k in range(n)]),
     )
+
+
+def write_cifar10(root: Path, per_class: int, test_per_class: int) -> Expected:
+    """CIFAR-10's JPEG layout: noise around a grey of each class; what to verify it against."""
+    draw = np.random.default_rng(0)
+    (root / cifar10.JPEG).parent.mkdir(exist_ok=True)
+    arrays = {}
+    for part, n in (("train", per_class), ("test", test_per_class)):
+        labels = np.arange(10 * n) % 10
+        noise = draw.integers(0, 30, (10 * n, 32, 32, 3))
+        images = (20 * labels[:, None, None, None] + noise).astype(np.uint8)
+        stored = jpegs(list(images), 32)
+        arrays |= {f"{part}_{name}": array for name, array in stored.items()}
+        arrays[f"{part}_labels"] = labels
+    np.savez(root / cifar10.JPEG, **arrays)
+    digest = hashlib.sha256((root / cifar10.JPEG).read_bytes()).hexdigest()
+    counts = {"train": (per_class,) * 10, "test": (test_per_class,) * 10}
+    return Expected({cifar10.JPEG: f"sha256:{digest}"}, **counts)

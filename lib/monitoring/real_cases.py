@@ -61,6 +61,11 @@ def normalise(images: Tensor) -> Tensor:
     return (images - mean) / sd
 
 
+def prepare_training(raw: Tensor) -> Tensor:
+    """CIFAR-10's images uint8 `[n, 3, 32, 32]` as the network reads them."""
+    return normalise(pixels(raw))
+
+
 def prepare(raw: Tensor) -> Tensor:
     """Probing images uint8 `[n, h, w, 3]` as the network reads them."""
     return normalise(pixels(raw.permute(0, 3, 1, 2)))
@@ -305,3 +310,14 @@ def _named(at: Setting, model: nn.Module, layers: Sequence[str]) -> dict[str, ob
         "detectors": [[d.name, d.digest] for d in at.detectors],
         "kept": KEPT,
     }
+
+
+def said(of: Task, at: Setting) -> str:
+    """What the networks are trained on and probed with, a line each."""
+    real = at.real
+    n = {name: int((real.source == k).sum()) for k, name in enumerate(real.sources)}
+    sources = ", ".join(f"{count:,} {name}" for name, count in n.items())
+    lines = [str(of.provenance), str(real.provenance)]
+    return "\n".join(
+        [*lines, f"{len(real):,} probing images ({sources}), {len(at.concepts)} words"]
+    )

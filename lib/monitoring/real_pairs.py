@@ -293,11 +293,4 @@ def said(pairs: Sequence[Pair]) -> str:
     """What the networks and probing images are, a line each, or that there are none."""
     if not pairs:
         return "not at this profile: real data are not embedded; `full` reads them from DATA_ROOT"
-    lines = []
-    for pair in pairs:
-        real = pair.at.real
-        n = {name: int((real.source == k).sum()) for k, name in enumerate(real.sources)}
-        sources = ", ".join(f"{count:,} {name}" for name, count in n.items())
-        lines += [str(pair.task.provenance), str(real.provenance)]
-        lines += [f"{len(real):,} probing images ({sources}), {len(pair.at.concepts)} words"]
-    return "\n".join(lines)
+    return "\n".join(real_cases.said(pair.task, pair.at) for pair in pairs)
