@@ -6,7 +6,8 @@ Its plain arm is also a standard training seen epoch by epoch (case I). No image
 material or a scene, so nothing is said about those; of the classes only the automobile has a word
 among the labels of the probing images ("car").
 
-Public names: `Pair`, `fetch_pairs`, `counts_of`, `claims_of`, `pair_rows`, `colour_rows`, `said`.
+Public names: `Pair`, `fetch_pairs`, `counts_of`, `claims_of`, `pair_rows`, `colour_rows`, `said`,
+`note`.
 
 Source: document 2, section 3.2 and 4.2; specification section 3.1, 3.3 and 5.
 """
@@ -293,4 +294,22 @@ def said(pairs: Sequence[Pair]) -> str:
     """What the networks and probing images are, a line each, or that there are none."""
     if not pairs:
         return "not at this profile: real data are not embedded; `full` reads them from DATA_ROOT"
-    return "\n".join(real_cases.said(pair.task, pair.at) for pair in pairs)
+    lines = []
+    for pair in pairs:
+        lines.append(real_cases.said(pair.task, pair.at))
+        for arm, found in pair.measured.items():
+            lines.append(
+                f"{arm}: accuracy {found.clean_accuracy:.3f}, attacked "
+                f"{found.attacked_accuracy:.3f} ({len(found.clean):,} test images)"
+            )
+    return "\n".join(lines)
+
+
+def note(pair: Pair) -> str:
+    """What a figure's foot says: data, length, null."""
+    n, last = len(pair.task.train), pair.epochs[-1]
+    return (
+        f"ResNet-20, {n:,} images of CIFAR-10, {last} epochs, seed {pair.seed}; "
+        f"{len(pair.at):,} probing images\nof streets, clothing, textures, no materials or scenes; "
+        "black: images permuted within their source"
+    )

@@ -7,7 +7,7 @@ As `lottery_studies` on scenes, with its stages, arms and controls; probed with 
 The document probes with another set, of which no image is labelled (CIFAR-100); ours are labelled
 street scenes, clothing and textures, so that no image-text encoder is needed.
 
-Public names: `Tickets`, `fetch_tickets`, `claims_of`, `stage_rows`, `said`.
+Public names: `Tickets`, `fetch_tickets`, `claims_of`, `stage_rows`, `said`, `note`.
 
 Source: document 2, section 4.1; specification section 3.2 and 5.
 """
@@ -58,6 +58,7 @@ class Tickets:
     chance: Record  # images in another order within their source
     task: Task
     at: Setting
+    epochs: int  # of a stage
 
 
 def fetch_tickets(
@@ -136,7 +137,7 @@ def _fetch(
         DETECTORS,
         LAST,
     )
-    return Tickets(study, chance, of, at)
+    return Tickets(study, chance, of, at, size.recipe["epochs"])
 
 
 def train(
@@ -194,3 +195,14 @@ def said(found: Sequence[Tickets]) -> str:
     if not found:
         return "not at this profile: real data are not embedded; `full` reads them from DATA_ROOT"
     return "\n".join(real_cases.said(one.task, one.at) for one in found)
+
+
+def note(found: Tickets) -> str:
+    """What a figure's foot says: data, length, arms, null."""
+    study = found.study
+    arms = ", ".join(str(rewind) for rewind in study.rewinds)
+    return (
+        f"ResNet-20, {len(found.task.train):,} images of CIFAR-10, rewound to epochs {arms} of "
+        f"{found.epochs}, seed {study.seed};\n{len(found.at):,} probing images of streets, "
+        "clothing, textures; layer3; bands: 95%; black: images permuted within their source"
+    )
