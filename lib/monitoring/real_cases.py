@@ -223,6 +223,8 @@ def rules_of(
 
 def _calibrated(at: Setting, detector: Detector, acts: LayerActivations) -> tuple[float, float]:
     """Threshold, and the share of chance units that pass it alone."""
+    if not detector.needs_maps:  # maps are large, and every round would copy them
+        acts = LayerActivations(acts.layer, acts.ids, acts.pooled)
     found = []
     for k in range(SLOW_ROUNDS if detector.needs_maps else ROUNDS):
         scores = detector.detect(acts.permuted(at.real.shuffled(1 + ROUNDS * at.seed + k)))

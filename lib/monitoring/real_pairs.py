@@ -6,8 +6,8 @@ Its plain arm is also a standard training seen epoch by epoch (case I). No image
 material or a scene, so nothing is said about those; of the classes only the automobile has a word
 among the labels of the probing images ("car").
 
-Public names: `Pair`, `fetch_pairs`, `counts_of`, `claims_of`, `pair_rows`, `colour_rows`, `said`,
-`note`.
+Public names: `Pair`, `fetch_pairs`, `counts_of`, `claims_of`, `pair_rows`, `colour_rows`,
+`denominator_rows`, `said`, `note`.
 
 Source: document 2, section 3.2 and 4.2; specification section 3.1, 3.3 and 5.
 """
@@ -28,13 +28,16 @@ from lib.monitoring import measures, real_cases, real_images
 from lib.monitoring.adversarial_studies import ARMS, PUBLISHED, SAID, accuracy_difference
 from lib.monitoring.calibration import Rule
 from lib.monitoring.case_pictures import NAMES
+from lib.monitoring.dissection import DENOMINATORS, detectors_by_category
 from lib.monitoring.measures import Measured
 from lib.monitoring.real_cases import DETECTORS, LAST, LAYERS, Setting, Task
 from lib.monitoring.record import Record
+from lib.monitoring.stored import code_of
 from lib.training import Recipe
 from lib.training.adversarial import Attack, Robustness, robustness
 from lib.training.checkpoints import Checkpoints
 from lib.training.loop import Progress
+from lib.training.pruning import State
 
 CLASS_WORD = "car"  # what street scenes call an automobile
 KINDS = ("object", "part", "texture", "color")  # that the probing images have labels of
@@ -279,6 +282,46 @@ def colour_rows(pairs: Sequence[Pair]) -> list[dict[str, object]]:
                 row[NAMES[name]] = " / ".join(str(int(t.interpretable[-1].sum())) for t in traces)
             rows.append(row)
     return rows or [_not_run()]
+
+
+def denominator_rows(pairs: Sequence[Pair]) -> list[dict[str, object]]:
+    """Detectors of Network Dissection (distinct ones) with each of the three published unions."""
+    rows: list[dict[str, object]] = []
+    for pair in pairs:
+        categories = pair.at.real.annotations.categories
+        for arm in ARMS:
+            found = _overlaps(pair, pair.checkpoints[arm][pair.epochs[-1]])
+            for layer in LAYERS:
+                row: dict[str, object] = {"network": arm, "layer": layer}
+                for denominator in DENOMINATORS:
+                    iou = found[f"{denominator}/{layer}"]
+                    n, distinct = detectors_by_category(iou, categories)["all"]
+                    row["units"] = len(iou)
+                    row[denominator] = f"{n} ({distinct}), best {float(iou.max()):.3f}"
+                rows.append(row)
+    return rows or [_not_run()]
+
+
+def _overlaps(pair: Pair, state: State) -> dict[str, Tensor]:
+    """Intersections over union of all layers with each denominator, through the cache."""
+    model, at = real_cases.network(pair.task, state), pair.at
+    detectors = {name: at.real.dissection(name) for name in DENOMINATORS}
+    config = {
+        "weights": cache.state_hash(state),
+        "probe": cache.state_hash({"x": at.probe.x, "ids": at.probe.ids}),
+        "detectors": [d.digest for d in detectors.values()],
+    }
+
+    def build() -> dict[str, Tensor]:
+        acts = at.probe.activations(model, LAYERS, maps=True)
+        return {
+            f"{name}/{layer}": detector.detect(acts[layer]).h
+            for name, detector in detectors.items()
+            for layer in LAYERS
+        }
+
+    code = code_of(model, at.probe, list(detectors.values()))
+    return cache.fetch("real-denominators", config, build, code=code)
 
 
 def _said(key: str) -> str:

@@ -102,7 +102,8 @@ def test_without_sizes_nothing_is_read_and_nothing_is_claimed(tmp_path: Path) ->
     for module in (real_pairs, real_tickets):
         assert set(module.claims_of([]).values()) == {None}
         assert "`full`" in module.said([])
-    assert len(real_pairs.pair_rows([])) == len(real_tickets.stage_rows([])) == 1
+    for rows in (real_pairs.pair_rows, real_pairs.denominator_rows, real_tickets.stage_rows):
+        assert len(rows([])) == 1
 
 
 def test_full_alone_has_real_data() -> None:
@@ -160,6 +161,11 @@ def test_a_pair_from_folders_to_figure(world: tuple[Path, dict[str, Expected]]) 
     assert all(-1 <= value <= 1 for value, _ in claims.values())
     assert len(real_pairs.pair_rows([found])) == 7
     assert [row["of"] for row in real_pairs.colour_rows([found])] == [16, 32, 64]
+    rows = real_pairs.denominator_rows([found])
+    assert [(row["network"], row["units"]) for row in rows[:4]] == [
+        *(("standard", m) for m in (16, 32, 64)),
+        ("robust", 16),
+    ]
     assert "14 camvid" in real_pairs.said([found])
     figures.use_style()
     assert len(real_pictures.pair_counts(found).axes) == 6
