@@ -34,7 +34,8 @@ def write_concept_images(root: Path, n: int, side: int = 16) -> None:
     """`n` images of each of the three archives of `lib.data.concept_images`.
 
     Street scenes are red, road (a growing part, from below) under sky; clothing is blue, a coat
-    (a growing part, from the left) and skin elsewhere; textures are yellow and white in turn.
+    (a growing part, from the left) and skin elsewhere; textures are banded and dotted in turn, two
+    yellow, then two white.
     """
     (root / "concept_images").mkdir(exist_ok=True)
     road, worn = np.ones((n, side, side), np.uint8), np.ones((n, side, side), np.uint8)
@@ -57,18 +58,18 @@ def write_concept_images(root: Path, n: int, side: int = 16) -> None:
     )
     np.savez(
         root / imagenet.TEXTURES,
-        **jpegs([(YELLOW, WHITE)[k % 2] for k in range(n)], side),
+        **jpegs([(YELLOW, WHITE)[k // 2 % 2] for k in range(n)], side),
         label=(np.arange(n) % 2).astype(np.uint8),
         class_names=np.array(["banded", "dotted"]),
     )
 
 
 def write_imagenet_sample(root: Path, n: int, side: int = 16) -> None:
-    """`n` images of as many classes, red and white in turn."""
+    """`n` images of as many classes, in four colours in turn."""
     (root / imagenet.SAMPLE).parent.mkdir(exist_ok=True)
     np.savez(
         root / imagenet.SAMPLE,
-        **jpegs([(RED, WHITE)[k % 2] for k in range(n)], side),
+        **jpegs([(BLUE, RED, WHITE, YELLOW)[k % 4] for k in range(n)], side),
         label=np.arange(n).astype(np.int64),
         name=np.array([f"class {k}" for k in range(n)]),
     )

@@ -161,6 +161,11 @@ class Setting:
         """The words."""
         return self.space.concepts
 
+    @property
+    def kept(self) -> int:
+        """Concepts kept of a unit."""
+        return min(KEPT, len(self.concepts))
+
     def detector(self, name: str) -> Detector:
         """One of the detectors, a name in DETECTORS."""
         return self.detectors[DETECTORS.index(name)]
@@ -265,7 +270,7 @@ def judged(
             at.space,
             at.basis,
             rules,
-            k=KEPT,
+            k=at.kept,
             arm=arm,
             score=score,
         )
@@ -288,7 +293,7 @@ def fetch_tops(
         return {
             f"{kind}/{name}/{layer}/{part}": getattr(top, part)
             for kind, given in (("as it is", acts), ("null", blind))
-            for (name, layer), top in tops_of(given, layers, at.detectors, KEPT).items()
+            for (name, layer), top in tops_of(given, layers, at.detectors, at.kept).items()
             for part in stored.NAMES
         }
 
@@ -310,7 +315,7 @@ def _named(at: Setting, model: nn.Module, layers: Sequence[str]) -> dict[str, ob
         "probe": cache.state_hash({"x": at.probe.x, "ids": at.probe.ids}),
         "layers": list(layers),
         "detectors": [[d.name, d.digest] for d in at.detectors],
-        "kept": KEPT,
+        "kept": at.kept,
     }
 
 

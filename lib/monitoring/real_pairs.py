@@ -141,7 +141,9 @@ def train(
     }
 
 
-def _robustness(of: Task, state: Mapping[str, Tensor], size: SimpleNamespace, seed: int):  # type: ignore[no-untyped-def]
+def _robustness(
+    of: Task, state: Mapping[str, Tensor], size: SimpleNamespace, seed: int
+) -> Robustness:
     """Which test images are read rightly, clean and under the strong attack; cached."""
     strong = Attack(**size.evaluation, spare_fooled=True)
 
