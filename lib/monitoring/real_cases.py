@@ -47,6 +47,7 @@ LAST = LAYERS[-1]
 DETECTORS = ("oracle", "net_dissection")
 SIDE = 32  # of CIFAR-10: networks see probing images at the size that they were trained on
 KEPT = 5  # concepts of a unit
+Tops = dict[tuple[str, str], Top]  # (detector, layer) -> best concepts
 
 
 def pixels(raw: Tensor) -> Tensor:
@@ -253,16 +254,16 @@ def judged(
 ) -> tuple[Record, Record]:
     """Algorithm 1 over checkpoints in order of epoch (or stage), and the same for the null."""
     steps = sorted(checkpoints.items())
-    model = network(of, steps[0][1])
+    found = [fetch_tops(at, network(of, state), layers) for _, state in steps]
 
-    def scored(null: bool) -> Record:
-        def score(
-            net: nn.Module, probe: Probe, asked: Sequence[str], by: Sequence[Detector], k: int
-        ) -> dict[tuple[str, str], Top]:
-            return fetch_tops(at, net, asked, null=null)
+    def recorded(kind: int) -> Record:
+        each = iter(found)
+
+        def score(*asked: object) -> Tops:  # `observe` asks once for each checkpoint, in order
+            return next(each)[kind]
 
         return observe(
-            model,
+            network(of, steps[0][1]),
             steps,
             at.probe,
             layers,
@@ -275,13 +276,11 @@ def judged(
             score=score,
         )
 
-    return scored(False), scored(True)
+    return recorded(0), recorded(1)
 
 
-def fetch_tops(
-    at: Setting, model: nn.Module, layers: Sequence[str], *, null: bool = False
-) -> dict[tuple[str, str], Top]:
-    """The best concepts of each unit, for images as they are or for the null, through the cache.
+def fetch_tops(at: Setting, model: nn.Module, layers: Sequence[str]) -> tuple[Tops, Tops]:
+    """The best concepts of each unit, for the images as they are and for the null; cached.
 
     One pass over the images serves both: the null gives the same activations to other images.
     """
@@ -299,12 +298,15 @@ def fetch_tops(
 
     code = [tops_of, *stored.code_of(model, at.probe, at.detectors)]
     entry = cache.fetch("real-concepts", config, build, code=code)
-    kind = "null" if null else "as it is"
-    return {
-        (name, layer): Top(*(entry[f"{kind}/{name}/{layer}/{part}"] for part in stored.NAMES))
-        for name in DETECTORS
-        for layer in layers
-    }
+    plain, null = (
+        {
+            (name, layer): Top(*(entry[f"{kind}/{name}/{layer}/{part}"] for part in stored.NAMES))
+            for name in DETECTORS
+            for layer in layers
+        }
+        for kind in ("as it is", "null")
+    )
+    return plain, null
 
 
 def _named(at: Setting, model: nn.Module, layers: Sequence[str]) -> dict[str, object]:

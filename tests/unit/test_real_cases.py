@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import figures
+from lib import cache, figures
 from lib.data import cifar10
 from lib.data.base import Expected, MissingData
 from lib.monitoring import lottery_tables, real_cases, real_pairs, real_pictures, real_tickets
@@ -116,6 +116,7 @@ def test_full_alone_has_real_data() -> None:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Expected]]:
     """A folder with a few images of each set, in true formats, and a cache of its own."""
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "sources", lambda code: {})  # most of the time, at this size
     root = tmp_path / "data"
     root.mkdir()
     write_concept_images(root, 14, side=64)
