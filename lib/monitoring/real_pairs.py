@@ -14,7 +14,7 @@ Source: document 2, section 3.2 and 4.2; specification section 3.1, 3.3 and 5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,7 +165,7 @@ def _robustness(
         "attack": strong.__dict__,
         "seed": seed,
     }
-    code = [robustness, real_cases.network, real_cases.pixels, real_cases.normalise]
+    code: list[Callable[..., object]] = [robustness, real_cases.pixels, real_cases.normalise]
     return Robustness(**cache.fetch("robustness", config, build, code=code))
 
 
