@@ -243,65 +243,60 @@ def _less(measured: Measured) -> Measured:
 LIKE = {"layer2": "layer3", "layer3": "layer4", "color": "color", "texture": "texture"}
 
 
-def pair_rows(pairs: Sequence[Pair]) -> list[dict[str, object]]:
+def pair_rows(pair: Pair) -> list[dict[str, object]]:
     """Counts of both arms by each detector, the null's in brackets, beside the document's.
 
-    A row a quantity; one row that says so where there is no pair.
+    A row a quantity.
     """
     rows: list[dict[str, object]] = []
-    for pair in pairs:
-        found = {
-            (name, arm, kind): counts_of(pair, arm, name, record=record)
-            for name in DETECTORS
-            for arm in ARMS
-            for kind, record in (("", pair.record), ("null", pair.chance))
-        }
-        for key, units in found["oracle", ARMS[0], ""].items():
-            row: dict[str, object] = {"units": _said(key), "of": len(units)}
-            for name in DETECTORS:
-                row[NAMES[name]] = " / ".join(
-                    f"{int(found[name, arm, ''][key].sum())} "
-                    f"({int(found[name, arm, 'null'][key].sum())})"
-                    for arm in ARMS
-                )
-            published = PUBLISHED.get(LIKE.get(key, ""))
-            row["document"] = (
-                f"{published[0]} / {published[1]} of {published[2]}" if published else ""
+    found = {
+        (name, arm, kind): counts_of(pair, arm, name, record=record)
+        for name in DETECTORS
+        for arm in ARMS
+        for kind, record in (("", pair.record), ("null", pair.chance))
+    }
+    for key, units in found["oracle", ARMS[0], ""].items():
+        row: dict[str, object] = {"units": _said(key), "of": len(units)}
+        for name in DETECTORS:
+            row[NAMES[name]] = " / ".join(
+                f"{int(found[name, arm, ''][key].sum())} "
+                f"({int(found[name, arm, 'null'][key].sum())})"
+                for arm in ARMS
             )
-            rows.append(row)
-    return rows or [_not_run()]
+        published = PUBLISHED.get(LIKE.get(key, ""))
+        row["document"] = f"{published[0]} / {published[1]} of {published[2]}" if published else ""
+        rows.append(row)
+    return rows
 
 
-def colour_rows(pairs: Sequence[Pair]) -> list[dict[str, object]]:
+def colour_rows(pair: Pair) -> list[dict[str, object]]:
     """Interpretable units of the last networks on the second probing set: colours alone."""
     rows: list[dict[str, object]] = []
-    for pair in pairs:
-        for layer in LAYERS:
-            row: dict[str, object] = {"layer": layer}
-            for name in DETECTORS:
-                traces = [pair.second.trace(name, layer, arm) for arm in ARMS]
-                row["of"] = traces[0].label.shape[1]
-                row[NAMES[name]] = " / ".join(str(int(t.interpretable[-1].sum())) for t in traces)
-            rows.append(row)
-    return rows or [_not_run()]
+    for layer in LAYERS:
+        row: dict[str, object] = {"layer": layer}
+        for name in DETECTORS:
+            traces = [pair.second.trace(name, layer, arm) for arm in ARMS]
+            row["of"] = traces[0].label.shape[1]
+            row[NAMES[name]] = " / ".join(str(int(t.interpretable[-1].sum())) for t in traces)
+        rows.append(row)
+    return rows
 
 
-def denominator_rows(pairs: Sequence[Pair]) -> list[dict[str, object]]:
+def denominator_rows(pair: Pair) -> list[dict[str, object]]:
     """Detectors of Network Dissection (distinct ones) with each of the three published unions."""
     rows: list[dict[str, object]] = []
-    for pair in pairs:
-        categories = pair.at.real.annotations.categories
-        for arm in ARMS:
-            found = _overlaps(pair, pair.checkpoints[arm][pair.epochs[-1]])
-            for layer in LAYERS:
-                row: dict[str, object] = {"network": arm, "layer": layer}
-                for denominator in DENOMINATORS:
-                    iou = found[f"{denominator}/{layer}"]
-                    n, distinct = detectors_by_category(iou, categories)["all"]
-                    row["units"] = len(iou)
-                    row[denominator] = f"{n} ({distinct}), best {float(iou.max()):.3f}"
-                rows.append(row)
-    return rows or [_not_run()]
+    categories = pair.at.real.annotations.categories
+    for arm in ARMS:
+        found = _overlaps(pair, pair.checkpoints[arm][pair.epochs[-1]])
+        for layer in LAYERS:
+            row: dict[str, object] = {"network": arm, "layer": layer}
+            for denominator in DENOMINATORS:
+                iou = found[f"{denominator}/{layer}"]
+                n, distinct = detectors_by_category(iou, categories)["all"]
+                row["units"] = len(iou)
+                row[denominator] = f"{n} ({distinct}), best {float(iou.max()):.3f}"
+            rows.append(row)
+    return rows
 
 
 def _overlaps(pair: Pair, state: State) -> dict[str, Tensor]:
@@ -329,10 +324,6 @@ def _overlaps(pair: Pair, state: State) -> dict[str, Tensor]:
 def _said(key: str) -> str:
     own = {"object": "object words", "part": "part words", "classes": f'named "{CLASS_WORD}"'}
     return own.get(key) or SAID.get(key, key)
-
-
-def _not_run() -> dict[str, object]:
-    return {"units": "real data: runs at `full`"}
 
 
 def said(pairs: Sequence[Pair]) -> str:

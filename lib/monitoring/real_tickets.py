@@ -178,16 +178,14 @@ def claims_of(found: Sequence[Tickets], *, n_draws: int = 1000) -> dict[str, Mea
     return named if len(study.rewinds) > 2 else named | dict.fromkeys(LATE, None)
 
 
-def stage_rows(found: Sequence[Tickets]) -> list[dict[str, object]]:
-    """The rows of `lottery_tables.stage_rows`, with the null's units; or that it did not run."""
-    rows: list[dict[str, object]] = []
-    for one in found:
-        for k, row in enumerate(tables.stage_rows(one.study)):
-            for r in one.study.rewinds:
-                null = one.chance.trace(DETECTORS[0], LAST, f"rewound {r}").interpretable[k]
-                row[f"null, epoch {r}"] = int(null.sum())
-            rows.append(row)
-    return rows or [{"stage": "real data: runs at `full`"}]
+def stage_rows(found: Tickets) -> list[dict[str, object]]:
+    """The rows of `lottery_tables.stage_rows`, with the null's units."""
+    rows = tables.stage_rows(found.study)
+    for rewind in found.study.rewinds:
+        null = found.chance.trace(DETECTORS[0], LAST, f"rewound {rewind}").interpretable
+        for k, row in enumerate(rows):
+            row[f"null, epoch {rewind}"] = int(null[k].sum())
+    return rows
 
 
 def said(found: Sequence[Tickets]) -> str:
