@@ -196,11 +196,11 @@ def said(found: Sequence[Tickets]) -> str:
 
 
 def note(found: Tickets) -> str:
-    """What a figure's foot says: data, length, arms, null."""
+    """What a figure's foot says: data, length, arms."""
     study = found.study
     arms = ", ".join(str(rewind) for rewind in study.rewinds)
     return (
         f"ResNet-20, {len(found.task.train):,} images of CIFAR-10, rewound to epochs {arms} of "
         f"{found.epochs}, seed {study.seed};\n{len(found.at):,} probing images of streets, "
-        "clothing, textures; layer3; bands: 95%; black: images permuted within their source"
+        "clothing, textures; layer3"
     )
