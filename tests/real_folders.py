@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.data import concept_images, imagenet
+from lib.data import cifar10, concept_images, imagenet
+from lib.data.base import Expected
 
 Colour = tuple[int, int, int]
 RED, WHITE, BLUE, YELLOW = (217, 26, 31), (242, 242, 242), (38, 77, 217), (242, 224, 51)
@@ -32,7 +34,8 @@ def write_concept_images(root: Path, n: int, side: int = 16) -> None:
     """`n` images of each of the three archives of `lib.data.concept_images`.
 
     Street scenes are red, road (a growing part, from below) under sky; clothing is blue, a coat
-    (a growing part, from the left) and skin elsewhere; textures are yellow and white in turn.
+    (a growing part, from the left) and skin elsewhere; textures are banded and dotted in turn, two
+    yellow, then two white.
     """
     (root / "concept_images").mkdir(exist_ok=True)
     road, worn = np.ones((n, side, side), np.uint8), np.ones((n, side, side), np.uint8)
@@ -55,18 +58,36 @@ def write_concept_images(root: Path, n: int, side: int = 16) -> None:
     )
     np.savez(
         root / imagenet.TEXTURES,
-        **jpegs([(YELLOW, WHITE)[k % 2] for k in range(n)], side),
+        **jpegs([(YELLOW, WHITE)[k // 2 % 2] for k in range(n)], side),
         label=(np.arange(n) % 2).astype(np.uint8),
         class_names=np.array(["banded", "dotted"]),
     )
 
 
 def write_imagenet_sample(root: Path, n: int, side: int = 16) -> None:
-    """`n` images of as many classes, red and white in turn."""
+    """`n` images of as many classes, in four colours in turn."""
     (root / imagenet.SAMPLE).parent.mkdir(exist_ok=True)
     np.savez(
         root / imagenet.SAMPLE,
-        **jpegs([(RED, WHITE)[k % 2] for k in range(n)], side),
+        **jpegs([(BLUE, RED, WHITE, YELLOW)[k % 4] for k in range(n)], side),
         label=np.arange(n).astype(np.int64),
         name=np.array([f"class {k}" for k in range(n)]),
     )
+
+
+def write_cifar10(root: Path, per_class: int, test_per_class: int) -> Expected:
+    """CIFAR-10's JPEG layout: noise around a grey of each class; what to verify it against."""
+    draw = np.random.default_rng(0)
+    (root / cifar10.JPEG).parent.mkdir(exist_ok=True)
+    arrays = {}
+    for part, n in (("train", per_class), ("test", test_per_class)):
+        labels = np.arange(10 * n) % 10
+        noise = draw.integers(0, 30, (10 * n, 32, 32, 3))
+        images = (20 * labels[:, None, None, None] + noise).astype(np.uint8)
+        stored = jpegs(list(images), 32)
+        arrays |= {f"{part}_{name}": array for name, array in stored.items()}
+        arrays[f"{part}_labels"] = labels
+    np.savez(root / cifar10.JPEG, **arrays)
+    digest = hashlib.sha256((root / cifar10.JPEG).read_bytes()).hexdigest()
+    counts = {"train": (per_class,) * 10, "test": (test_per_class,) * 10}
+    return Expected({cifar10.JPEG: f"sha256:{digest}"}, **counts)

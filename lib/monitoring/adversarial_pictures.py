@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from lib.monitoring.real_pairs import Pair
+
 ROLES = {"standard": "main", "robust": "fourth"}
 
 
@@ -54,10 +56,15 @@ def attacks(study: Study, changes: Mapping[str, tuple[Tensor, Tensor, list[str]]
     return fig
 
 
-def categories(study: Study, *, detectors: Sequence[str] = ("clip", "oracle")) -> Figure:
+def categories(
+    study: Study | Pair,
+    *,
+    detectors: Sequence[str] = ("clip", "oracle"),
+    layers: Sequence[str] = LAYERS,
+) -> Figure:
     """Shares of interpretable units by category, layer and epoch; the arms side by side."""
-    fig, axes = figures.panels(len(detectors), len(LAYERS), height=1.9, sharey="row", sharex=True)
-    cells = [(name, layer) for name in detectors for layer in LAYERS]
+    fig, axes = figures.panels(len(detectors), len(layers), height=1.9, sharey="row", sharex=True)
+    cells = [(name, layer) for name in detectors for layer in layers]
     for axis, (name, layer) in zip(axes, cells, strict=True):
         ticks: list[float] = []
         labels: list[str] = []
@@ -75,7 +82,7 @@ def categories(study: Study, *, detectors: Sequence[str] = ("clip", "oracle")) -
             axis.set_title(f"{layer}: standard | robust")
         if name == detectors[-1]:
             axis.set_xlabel("completed epochs")
-        if layer == LAYERS[0]:
+        if layer == layers[0]:
             axis.set_ylabel(f"{NAMES[name]}\nshare of units")
     handles, labels = axes[0].get_legend_handles_labels()
     kept = dict(zip(labels, handles, strict=True))  # each category once

@@ -15,7 +15,7 @@ from lib import bootstrap, figures
 from lib.figures import DASHES, MARKERS, ROLE
 from lib.monitoring import lottery_studies as studies
 from lib.monitoring.case_pictures import NAMES, draw_bars
-from lib.monitoring.lottery_studies import DETECTORS, PERCENTS, Study
+from lib.monitoring.lottery_studies import PERCENTS, Study
 from lib.monitoring.measures import Statistic
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 ROLES = ("main", "second", "third")
 
 
-def _stage_axis(axis: Axes, study: Study) -> None:
+def stage_axis(axis: Axes, study: Study) -> None:
+    """Ticks at the stages, by the share of weights left."""
     axis.set_xticks(range(len(study.left)))
     axis.set_xticklabels([f"{100 * left:.3g}" for left in study.left])
     axis.set_xlabel("weights left, %")
@@ -50,8 +51,8 @@ def _line(
     axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _shares(axis: Axes, values: Tensor, *, order: int, label: str) -> None:
-    """Means over the rows of float64 `[stages, n]` by stage."""
+def draw_shares(axis: Axes, values: Tensor, *, order: int, label: str) -> None:
+    """Means over the columns of float64 `[stages, n]` by stage, with 95% bands."""
     stages, n = values.shape
     _line(axis, range(stages), lambda rows: values[:, rows].mean(-1), n, order=order, label=label)
 
@@ -61,8 +62,8 @@ def accuracy(study: Study) -> Figure:
     fig, (axis,) = figures.panels(1, 1, width=figures.ONE_COLUMN * 1.4, height=2.4)
     for order, rewind in enumerate(study.rewinds):
         label = f"rewound to epoch {rewind}"
-        _shares(axis, study.right[rewind].double(), order=order, label=label)
-    _stage_axis(axis, study)
+        draw_shares(axis, study.right[rewind].double(), order=order, label=label)
+    stage_axis(axis, study)
     axis.set_ylabel("accuracy")
     figures.legend(fig, axis)
     return fig
@@ -71,17 +72,17 @@ def accuracy(study: Study) -> Figure:
 def after_rewinding(study: Study) -> Figure:
     """Interpretable units without colour by stage: rewound and trained, rows of detectors."""
     fig, axes = figures.panels(2, 2, height=2.0, sharex=True, sharey="row")
-    cells = [(name, state) for name in DETECTORS for state in studies.STATES]
+    cells = [(name, state) for name in study.detectors for state in studies.STATES]
     for axis, (name, state) in zip(axes, cells, strict=True):
         for order, rewind in enumerate(study.rewinds):
             units = studies.shares_after_rewinding(study, state, rewind, name).double()
-            _shares(axis, units, order=order, label=f"rewound to epoch {rewind}")
-        if name == DETECTORS[0]:
+            draw_shares(axis, units, order=order, label=f"rewound to epoch {rewind}")
+        if name == study.detectors[0]:
             axis.set_title("after rewinding" if state == "rewound" else "after training")
         if state == studies.STATES[0]:
             axis.set_ylabel(f"{NAMES[name]}\nshare of units")
-        if name == DETECTORS[-1]:
-            _stage_axis(axis, study)
+        if name == study.detectors[-1]:
+            stage_axis(axis, study)
     figures.legend(fig, axes[0])
     return fig
 
@@ -94,7 +95,7 @@ def controls(study: Study) -> Figure:
     columns = (("", "batch norms as they are"), ("re-estimated ", "batch norms estimated again"))
     cells = itertools.product(studies.COUNTS.items(), columns)
     for axis, ((words, counted), (prefix, title)) in zip(axes, cells, strict=True):
-        for order, detector in enumerate(DETECTORS):
+        for order, detector in enumerate(study.detectors):
             own = study.trace("re-estimated" if prefix else "rewound", start, detector)
             learned = counted(own, concepts).double().mean(1)
             drawn = [
@@ -136,7 +137,7 @@ def retention(study: Study) -> Figure:
     return fig
 
 
-def categories(study: Study, state: str = "rewound", detector: str = "clip") -> Figure:
+def categories(study: Study, state: str = "rewound", detector: str | None = None) -> Figure:
     """Shares of interpretable units by category and stage, a panel an arm."""
     fig, axes = figures.panels(1, len(study.rewinds), height=2.1, sharey=True)
     for axis, rewind in zip(axes, study.rewinds, strict=True):

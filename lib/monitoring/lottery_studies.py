@@ -7,8 +7,8 @@ learned mask on another initialisation, no mask; and the same networks with the 
 statistics estimated again, since a mask changes the scale of what they normalise.
 
 Public names: `Study`, `fetch_study`, `claims_of`, `COUNTS`, `shares_after_rewinding`, `trend`,
-`curve`, `curves`, `area`, `steepness`. Tables of a study are in `lottery_tables`, figures in
-`lottery_pictures`.
+`curve`, `curves`, `area`, `steepness`. Arms and controls are in `ticket_arms`, tables of a study in
+`lottery_tables`, figures in `lottery_pictures`.
 
 Source: document 2, section 4.1; specification section 3.2.
 """
@@ -24,23 +24,22 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from lib import bootstrap, cache, models, parallel, training
+from lib import bootstrap, training
 from lib.data import scenes
 from lib.data.scenes import Labelled
-from lib.monitoring import cases, measures, statistics
+from lib.monitoring import cases, measures, statistics, ticket_arms
 from lib.monitoring.activations import ConceptSet
 from lib.monitoring.calibration import Rule
 from lib.monitoring.cases import LAST, NETWORK, Setting, Task
 from lib.monitoring.measures import Measured
 from lib.monitoring.record import Record, Trace
 from lib.training import Recipe, pruning
-from lib.training.checkpoints import Stage
+from lib.training.checkpoints import Checkpoints, Stage
 from lib.training.pruning import Masks, State
 
 DETECTORS = ("clip", "oracle")
 STATES = ("rewound", "trained")
 PERCENTS = tuple(range(10, 101, 10))
-OTHER = 500_000  # seeds of the other initialisation and of random masks start here
 
 
 @dataclass(frozen=True)
@@ -48,21 +47,23 @@ class Study:
     """All arms of one seed, probed."""
 
     seed: int
-    rewinds: tuple[int, int, int]  # epochs: start, early, late
+    rewinds: tuple[int, ...]  # epochs: start, early, late
     stages: Mapping[int, list[Stage]]  # by epoch rewound to
     right: Mapping[int, Tensor]  # bool [stages, n_test], trained networks of each arm
     at: Setting
     rules: Mapping[tuple[str, str], Rule]
     record: Record  # arms "rewound 0", "trained 0", ..., and the controls, see `controls`
+    detectors: tuple[str, ...] = DETECTORS  # the first one's words are meant unless another is
+    layer: str = LAST
 
-    def trace(self, state: str, rewind: int, detector: str = "clip") -> Trace:
+    def trace(self, state: str, rewind: int, detector: str | None = None) -> Trace:
         """The last layer over stages; state: rewound, trained or re-estimated."""
-        return self.record.trace(detector, LAST, f"{state} {rewind}")
+        return self.control(f"{state} {rewind}", detector)
 
-    def control(self, name: str, detector: str = "clip") -> Trace:
+    def control(self, name: str, detector: str | None = None) -> Trace:
         """Controls at the last stage: "random" (a draw a checkpoint), "other", each also with
         "re-estimated " before it."""
-        return self.record.trace(detector, LAST, name)
+        return self.record.trace(detector or self.detectors[0], self.layer, name)
 
     @property
     def left(self) -> list[float]:
@@ -89,30 +90,30 @@ def fetch_study(
     rewinds = tuple(size.rewinds)
     data = functools.cache(task.train_set)
 
-    def dense(epochs: Sequence[int]) -> Mapping[int, State]:
-        return cases.fetch_run(task, recipe, epochs, seed=seed, data=data, device=device)
-
-    (first,) = parallel.side_by_side(dense, [(*rewinds, recipe.epochs)])
-    chains = {
-        rewind: training.tickets(
-            NETWORK,
-            {"n_out": len(task.names)},
-            dict(first),
-            recipe,
-            rewind=rewind,
-            n_stages=size.n_stages,
-            amount=size.amount,
-            train=_trainer(task, recipe, seed, rewind, data, device),
+    def fetch(
+        epochs: Sequence[int], own: int, start: State | None, masks: Masks | None
+    ) -> Checkpoints:
+        return cases.fetch_run(
+            task, recipe, epochs, seed=own, start=start, masks=masks, data=data, device=device
         )
-        for rewind in rewinds
-    }
-    stages = training.tickets_together(chains, size.n_stages, progress=progress)
+
+    spec = {"n_out": len(task.names)}
+    stages = ticket_arms.train_arms(NETWORK, spec, recipe, size, seed, fetch, progress=progress)
     test = task.test_set(size.n_test)
     right = {r: torch.stack([_right(task, s.trained, test) for s in stages[r]]) for r in rewinds}
     at = cases.setting(size.n_probe, seed, second=True)
-    dense = cases.network(task, first[recipe.epochs])
+    start = stages[rewinds[0]]
+    dense = cases.network(task, start[0].trained)
     rules = cases.rules_of(at, dense, DETECTORS, [LAST], seed=seed)
-    arms = _arms(stages) | _controls(task, stages[rewinds[0]], size, seed, data)
+
+    def again(state: State) -> State:
+        model, n = cases.network(task, state), size.n_batches
+        return ticket_arms.reestimated(
+            model, task.digest, lambda: data().x, scenes.prepare, n, seed
+        )
+
+    controls = ticket_arms.controls_of(NETWORK, spec, start, rewinds[0], size.n_random, seed, again)
+    arms = ticket_arms.arms_of(stages) | controls
     records = [
         cases.judged(at, task, states, rules, names=DETECTORS, layers=[LAST], arm=arm)
         for arm, states in arms.items()
@@ -121,101 +122,9 @@ def fetch_study(
     return Study(seed, rewinds, stages, right, at, rules, record)
 
 
-def _trainer(
-    task: Task,
-    recipe: Recipe,
-    seed: int,
-    rewind: int,
-    data: Callable[[], Labelled],
-    device: str,
-) -> Callable[[State, Masks, int], State]:
-    def train(start: State, masks: Masks, stage: int) -> State:
-        # an order of its own for every stage and arm
-        own = 1000 * seed + 10 * rewind + stage
-        found = cases.fetch_run(
-            task,
-            recipe,
-            [recipe.epochs],
-            seed=own,
-            start=start,
-            masks=masks,
-            data=data,
-            device=device,
-        )
-        return found[recipe.epochs]
-
-    return train
-
-
 def _right(task: Task, state: State, test: Labelled) -> Tensor:
     logits = training.predict(cases.network(task, state), test.x, prepare=scenes.prepare)
     return logits.argmax(1) == test.y
-
-
-def _arms(stages: Mapping[int, list[Stage]]) -> dict[str, dict[int, State]]:
-    """Arm -> stage -> state; "kept" starts at the trained dense network, then rewound ones."""
-    found = {}
-    for rewind, arm in stages.items():
-        found[f"rewound {rewind}"] = {s.number: s.rewound for s in arm}
-        found[f"trained {rewind}"] = {s.number: s.trained for s in arm}
-        found[f"kept {rewind}"] = {s.number: s.rewound if s.number else s.trained for s in arm}
-    return found
-
-
-def _controls(
-    task: Task,
-    stages: Sequence[Stage],
-    size: SimpleNamespace,
-    seed: int,
-    data: Callable[[], Labelled],
-) -> dict[str, dict[int, State]]:
-    """What else could make a masked network at the start interpretable (at the last stage)."""
-    last, start = stages[-1], stages[0].rewound
-    drawn = {}
-    for k in range(size.n_random):
-        generator = torch.Generator().manual_seed(OTHER + 1000 * seed + k)
-        drawn[k] = pruning.masked(start, pruning.random_masks(last.masks, generator))
-    others = {}
-    for k in range(size.n_random):
-        generator = torch.Generator().manual_seed(2 * OTHER + 1000 * seed + k)
-        model = models.build(NETWORK, generator, "cpu", n_out=len(task.names))
-        others[k] = pruning.masked(dict(model.state_dict()), last.masks)
-    plain = {"random": drawn, "other": others}
-    again = {str(size.rewinds[0]): {s.number: s.rewound for s in stages}} | plain
-    estimated = {
-        f"re-estimated {name}": {
-            k: reestimated(task, state, size.n_batches, seed, data) for k, state in states.items()
-        }
-        for name, states in again.items()
-    }
-    return plain | estimated
-
-
-def reestimated(
-    task: Task, state: State, n_batches: int, seed: int, data: Callable[[], Labelled]
-) -> State:
-    """The network with running statistics of its own, from training batches; cached."""
-
-    def build() -> dict[str, Tensor]:
-        model = cases.network(task, state)
-        generator = torch.Generator().manual_seed(seed)
-        pruning.reestimate_batch_norms(
-            model,
-            data().x,
-            generator=generator,
-            prepare=scenes.prepare,
-            n_batches=n_batches,
-        )
-        return dict(model.state_dict())
-
-    config = {
-        "state": cache.state_hash(state),
-        "task": task.digest,
-        "n_batches": n_batches,
-        "seed": seed,
-    }
-    code: list[Callable[..., object]] = [pruning.reestimate_batch_norms, scenes.prepare]
-    return cache.fetch("batch-norms", config, build, code=code)
 
 
 def any_word(trace: Trace, concepts: ConceptSet) -> Tensor:
@@ -226,7 +135,9 @@ def any_word(trace: Trace, concepts: ConceptSet) -> Tensor:
 COUNTS = {"not a colour": measures.counted, "any word": any_word}
 
 
-def shares_after_rewinding(study: Study, state: str, rewind: int, detector: str = "clip") -> Tensor:
+def shares_after_rewinding(
+    study: Study, state: str, rewind: int, detector: str | None = None
+) -> Tensor:
     """Interpretable units without a colour word, bool `[stages, M]`."""
     return measures.counted(study.trace(state, rewind, detector), study.at.concepts)
 
@@ -242,7 +153,7 @@ def trend(units: Tensor, *, n_draws: int = 1000) -> Measured:
     return measures.measured(statistic, units.shape[1], n_draws=n_draws)
 
 
-def curve(study: Study, rewind: int, state: str = "trained", detector: str = "clip") -> Tensor:
+def curve(study: Study, rewind: int, state: str = "trained", detector: str | None = None) -> Tensor:
     """Retention R(x) at x = 10, 20, ..., 100%, float64 `[10]`: the word at every later stage
     equals that of the trained dense network; `state` is that of the later stages."""
     trace = study.trace("trained" if state == "trained" else "kept", rewind, detector)
@@ -250,7 +161,7 @@ def curve(study: Study, rewind: int, state: str = "trained", detector: str = "cl
 
 
 def curves(
-    study: Study, rewind: int, state: str = "trained", detector: str = "clip"
+    study: Study, rewind: int, state: str = "trained", detector: str | None = None
 ) -> tuple[Callable[[Tensor], Tensor], int]:
     """`curve` of rows of units `[b, M]` as `[10, b]`, and how many units there are.
 
@@ -270,7 +181,7 @@ def curves(
 
 
 def area(
-    study: Study, rewind: int, state: str = "trained", detector: str = "clip"
+    study: Study, rewind: int, state: str = "trained", detector: str | None = None
 ) -> tuple[Callable[[Tensor], Tensor], int]:
     """Mean of R(x) for rows of units `[b, M]`, `[b]`, and how many units there are."""
     statistic, m = curves(study, rewind, state, detector)
@@ -281,7 +192,7 @@ def claims_of(studies: Sequence[Study], *, n_draws: int = 1000) -> dict[str, Mea
     """Claim -> value and spread: over images or units for one seed, over seeds for several."""
     each: dict[str, list[Measured]] = {}
     for study in studies:
-        for name, pair in _claims_of_one(study, n_draws).items():
+        for name, pair in claims_of_one(study, n_draws).items():
             each.setdefault(name, []).append(pair)
     found = {name: measures.over_seeds(pairs) for name, pairs in each.items()}
     found["P2-41"] = together(studies, n_draws=n_draws)
@@ -315,8 +226,9 @@ def together(studies: Sequence[Study], *, n_draws: int = 1000) -> Measured:
     return value, float(high - low) / 2
 
 
-def _claims_of_one(study: Study, n_draws: int) -> dict[str, Measured]:
-    start, early, late = study.rewinds
+def claims_of_one(study: Study, n_draws: int) -> dict[str, Measured]:
+    """The same of one seed; with two arms the later one is the early one and the late one."""
+    start, early, late = study.rewinds[0], study.rewinds[1], study.rewinds[-1]
     right = {r: study.right[r][-1].double() for r in study.rewinds}
     learned = {r: shares_after_rewinding(study, "rewound", r) for r in study.rewinds}
     estimated = shares_after_rewinding(study, "re-estimated", start)
@@ -326,8 +238,8 @@ def _claims_of_one(study: Study, n_draws: int) -> dict[str, Measured]:
     draws = {"n_draws": n_draws}
 
     def early_minus_best(rows: Tensor) -> Tensor:
-        others = torch.maximum(areas[start][0](rows), areas[late][0](rows))
-        return areas[early][0](rows) - others
+        others = [areas[r][0](rows) for r in study.rewinds if r != early]
+        return areas[early][0](rows) - torch.stack(others).amax(0)
 
     return {
         "P2-30": measures.mean(right[early] - right[start], **draws),

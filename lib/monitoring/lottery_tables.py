@@ -13,7 +13,7 @@ from torch import Tensor
 from lib.monitoring import lottery_studies as studies
 from lib.monitoring import statistics
 from lib.monitoring.case_pictures import NAMES
-from lib.monitoring.lottery_studies import DETECTORS, Study
+from lib.monitoring.lottery_studies import Study
 
 
 def stage_rows(study: Study) -> list[dict[str, object]]:
@@ -36,7 +36,9 @@ def control_rows(study: Study) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     start, concepts = study.rewinds[0], study.at.concepts
     for prefix, norms in (("", "as they are"), ("re-estimated ", "estimated again")):
-        for detector, (words, counted) in itertools.product(DETECTORS, studies.COUNTS.items()):
+        for detector, (words, counted) in itertools.product(
+            study.detectors, studies.COUNTS.items()
+        ):
             own = study.trace("re-estimated" if prefix else "rewound", start, detector)
             learned = counted(own, concepts).sum(1)
             row: dict[str, object] = {"batch norms": norms, "read by": NAMES[detector]}

@@ -4,7 +4,7 @@ The key names the weights themselves, the images, the layers and each detector's
 a second checkpoint of a network never gets the first one's scores (the reference's cache goes by
 file names, and then it does).
 
-Public names: `fetch_scores`, `fetch_basis`.
+Public names: `fetch_scores`, `fetch_basis`, `code_of`.
 
 Source: specification section 6.
 """
@@ -53,7 +53,7 @@ def fetch_scores(
             for name in NAMES
         }
 
-    entry = cache.fetch("concepts", config, build, code=_code(model, probe, detectors))
+    entry = cache.fetch("concepts", config, build, code=code_of(model, probe, detectors))
     return {
         (d.name, layer): Top(*(entry[f"{d.name}/{layer}/{name}"] for name in NAMES))
         for d in detectors
@@ -76,10 +76,10 @@ def fetch_basis(space: Space, kind: str = "umap-bary", *, seed: int = 0) -> Basi
     return Basis(made, space.digest, words, vectors, entry["points"], settings)
 
 
-def _code(
+def code_of(
     model: nn.Module, probe: Probe, detectors: Sequence[Detector]
 ) -> list[Callable[..., object]]:
-    """What the scores depend on; of other people's code only the names count."""
+    """What scores depend on, for `cache.fetch`; of other people's code only the names count."""
     scores: list[Callable[..., object]] = [
         pointwise.wpmi,
         pointwise.score_sets,

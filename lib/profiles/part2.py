@@ -16,6 +16,29 @@ NO_PAPER: dict[str, str] = dict.fromkeys(
 SMALL = {"batch_size": 32, "lr": 0.05, "weight_decay": 1e-4, "schedule": "triangular"}
 RECIPE = {"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "schedule": "triangular"}
 
+# CIFAR-10's ResNet-20 on two cores: a fifth of the images, a quarter of the document's epochs
+CIFAR = {"batch_size": 64, "lr": 0.1, "weight_decay": 5e-4, "augment": "flip_crop"}
+REAL_TICKETS: dict[str, object] = {
+    "n_train": 10_000,
+    "n_test": 1000,
+    "recipe": {"epochs": 4, "schedule": "triangular", **CIFAR},
+    "rewinds": (0, 1, 2),
+    "n_stages": 8,
+    "amount": 0.4,
+    "n_random": 3,
+    "n_batches": 50,
+    "fewest": 20,
+}
+REAL_PAIR: dict[str, object] = {
+    "n_train": 10_000,
+    "n_test": 1000,
+    "recipe": {"epochs": 10, "schedule": "triangular", **CIFAR},
+    "attack": {"n_steps": 3, "step": 4 / 255},
+    "evaluation": {"n_steps": 20, "n_restarts": 2},
+    "keep": (1, 4, 10),
+    "fewest": 20,
+}
+
 SIZES: dict[str, dict[str, dict[str, object]]] = {
     "21_concept_detectors": {
         # the network of 22, and a second one of few epochs to compare spaces on
@@ -74,6 +97,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_random": 3,
             "n_batches": 16,
             "n_draws": 1000,
+            "real": (),  # the data are not embedded
         },
         "full": {
             "n_seeds": 3,
@@ -88,6 +112,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "n_random": 5,
             "n_batches": 50,
             "n_draws": 1000,
+            "real": (REAL_TICKETS,),
         },
     },
     "24_adversarial_training": {
@@ -101,6 +126,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "evaluation": {"n_steps": 10, "n_restarts": 2},
             "keep": (1, 3, 5),
             "n_draws": 1000,
+            "real": (),  # the data are not embedded
         },
         "full": {
             "n_seeds": 3,
@@ -112,6 +138,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "evaluation": {"n_steps": 20, "n_restarts": 3},
             "keep": (1, 4, 8),
             "n_draws": 1000,
+            "real": (REAL_PAIR,),
         },
     },
     "25_fine_tuning": {

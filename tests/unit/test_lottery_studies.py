@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lib.monitoring import lottery_studies as studies
 from lib.monitoring import lottery_tables as tables
+from lib.monitoring import ticket_arms
 from lib.monitoring.lottery_studies import Study
 from lib.monitoring.record import Record, Trace
 from tests.planted_traces import SPACE, trace
@@ -124,7 +125,7 @@ def test_a_unit_counts_as_often_as_it_is_drawn():
 
 def test_arms_rewind_and_train_and_keep_the_dense_network_first():
     arm = [SimpleNamespace(number=k, rewound={"at": k}, trained={"to": k}) for k in range(3)]
-    found = studies._arms({5: arm})
+    found = ticket_arms.arms_of({5: arm})
     assert found["rewound 5"] == {0: {"at": 0}, 1: {"at": 1}, 2: {"at": 2}}
     assert found["trained 5"][2] == {"to": 2}
     assert found["kept 5"] == {0: {"to": 0}, 1: {"at": 1}, 2: {"at": 2}}

@@ -181,11 +181,11 @@ def test_planted_units_are_named_by_the_oracle(tmp_path: Path) -> None:
 
 
 def test_the_second_set_has_colours_alone(tmp_path: Path) -> None:
-    write_imagenet_sample(tmp_path, 6)
-    real = real_images.load_second(8, tmp_path, fewest=2, expected=Expected({}, train=(1,) * 6))
-    assert real.annotations.words == ("red", "white")
-    assert real.annotations.coverage().tolist() == [[1.0, 0.0], [0.0, 1.0]] * 3
-    assert real.images.shape == (6, 8, 8, 3)
+    write_imagenet_sample(tmp_path, 8)
+    real = real_images.load_second(8, tmp_path, fewest=2, expected=Expected({}, train=(1,) * 8))
+    assert real.annotations.words == ("blue", "red", "white", "yellow")
+    assert real.annotations.coverage().equal(torch.eye(4).repeat(2, 1))
+    assert real.images.shape == (8, 8, 8, 3)
     assert len(real.dissection().views) == 1
 
 
