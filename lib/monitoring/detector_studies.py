@@ -3,7 +3,8 @@
 Planted units are in `planted_units`; here are their probing sets.
 
 Public names: `fetch_set`, `Agreement`, `agreement`, `agreement_rows`, `denominator_rows`,
-`white_noise`, `pooled`, `placed`, `Compared`, `compare_spaces`, `table_1`.
+`white_noise`, `pooled`, `placed`, `Compared`, `embedder`, `compare_spaces`, `table_1`,
+`claims_of`.
 
 Source: document 2, section 3.1 and table 1; specification section 1, 3.5, 4.5 and 7.1.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib import bootstrap, cache
+from lib import bootstrap, cache, claims
 from lib.data import scenes
 from lib.data.annotations import CATEGORIES, Annotations
 from lib.monitoring import encoder, stored
@@ -27,7 +28,7 @@ from lib.monitoring.cases import LAYERS, Setting
 from lib.monitoring.detectors import Detector
 from lib.monitoring.dissection import DENOMINATORS, NetworkDissection, detectors_by_category
 from lib.monitoring.learned_space import learn, moves, place
-from lib.monitoring.planted_units import ORACLE, TRAINED, Measured, percent
+from lib.monitoring.planted_units import CHOSEN, ORACLE, TRAINED, Named, percent
 from lib.monitoring.space import concept_weights
 
 
@@ -63,7 +64,7 @@ class Agreement:
     chance: float  # share of the last for the word of another of these units
     m: int  # units of the layer
 
-    def share(self, of: Tensor, *, seed: int = 0) -> Measured | None:
+    def share(self, of: Tensor, *, seed: int = 0) -> tuple[float, float] | None:
         """Mean, and half a 95% bootstrap interval over units; None without any."""
         n = len(of)
         if n == 0:
@@ -182,6 +183,12 @@ class Compared:
     base_changes: Tensor  # float32 [M], a model's own units: learned, against placed in another's
 
 
+def embedder(words: Sequence[str]) -> Callable[[], Tensor]:
+    """What embeds `words` with the trained encoder, which is fetched before."""
+    towers = encoder.fetch()
+    return lambda: towers.words(words)
+
+
 def compare_spaces(
     acts: Sequence[Callable[[], Tensor]],
     embed: Callable[[], Tensor],
@@ -267,3 +274,26 @@ def table_1(found: Compared, n_words: int) -> list[dict[str, str]]:
             "ours": "0, one space",
         },
     ]
+
+
+def claims_of(
+    planted: Sequence[Named], last: Agreement, noise: Tensor, compared: Compared
+) -> dict[str, claims.Measured]:
+    """Claim -> value, or value and spread, of the scenes.
+
+    Args:
+        planted: `planted_units.planted` at the specified noise.
+        last: of words by the trained encoder, in the last layer.
+        noise: share of white noise above the score at a nominal .01, one value a round.
+    """
+    named = {one.encoder: one for one in planted if one.variant == CHOSEN}
+    spread, mean = torch.std_mean(noise)
+    return {
+        "P2-01": named[ORACLE].share,
+        "P2-02": named[TRAINED].share,
+        "P2-03": last.share(last.in_five),
+        "P2-04": (float(mean) / 0.01, float(spread) / 0.01),
+        "P2-05": compared.learn_seconds / compared.embed_seconds,
+        "P2-06": float(compared.anchors.max()),
+        "P2-07": float(compared.units_probe.mean()),
+    }

@@ -50,6 +50,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "recipe": {"epochs": 8, **RECIPE},
             "keep": (0, 1, 2, 3, 4, 6, 8),
             "second": {"epochs": 2, **RECIPE},
+            "real": {},  # needs photographs: not run
         },
         "full": {
             "n_train": 8192,
@@ -59,6 +60,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
             "recipe": {"epochs": 8, **RECIPE},
             "keep": (0, 1, 2, 3, 4, 6, 8),
             "second": {"epochs": 8, **RECIPE},
+            "real": {"side": 128, "n_each": 650, "fewest": 20, "n_rounds": 5},
         },
     },
     "22_standard_training": {
