@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parent
 FIGURES = Path(tempfile.mkdtemp(prefix="figures-"))
 os.environ |= {"PROFILE": "quick", "DEVICE": "cpu", "FIGURES_DIR": str(FIGURES)}
 os.environ |= {"IPYTHONDIR": str(ROOT / "build" / "ipython")}
+# Tests train networks into the cache that the notebooks read. With another number of threads than
+# theirs (`lib.config.THREADS_AT_QUICK`) sums round differently, and a network can become another.
+os.environ |= {"OMP_NUM_THREADS": "2"}
 for of_a_run in ("CACHE_USE_LOG", "P", "ONLY", "SEED"):
     os.environ.pop(of_a_run, None)
 
