@@ -19,5 +19,9 @@ Map, file by file, in reading order.
 The experiments, to be imported by name: ``planted_units``, ``detector_studies`` and
 ``learned_space``; ``cases`` and ``measures``, which the case studies share; ``standard_studies``,
 ``lottery_studies``, ``adversarial_studies``, ``fine_tuning_studies``; pictures, and of the longest
-also tables, beside each.
+also tables, beside each; ``ticket_arms`` has what a lottery ticket is compared with.
+
+Photographs, where `DATA_ROOT` has them: ``real_images``, segmented ones and textures as a probing
+set; ``real_cases``, ``real_pairs`` and ``real_tickets``, networks of CIFAR-10 read with it;
+``photographs``, ``photo_studies`` and ``texture_studies``, an ImageNet network read with it.
 """
