@@ -2,7 +2,8 @@
 
 Each returns the figure without writing it; the notebook adds the provenance and saves it.
 
-Public names: `category_bars`, `draw_bars`, `map_of_units`, `mosaic`, `top_images`, `histories`.
+Public names: `category_bars`, `draw_bars`, `stack`, `map_of_units`, `mosaic`, `top_images`,
+`histories`.
 """
 
 from __future__ import annotations
@@ -50,9 +51,21 @@ def draw_bars(
     kinds = measures.kinds(trace.label, concepts)
     m = kinds.shape[1]
     x = list(range(len(trace.epochs))) if at is None else list(at)
-    floor = torch.zeros(len(kinds))
-    for name in ORDER:
-        share = ((kinds == CATEGORIES.index(name)) & trace.interpretable).sum(1) / m
+    stack(
+        axis,
+        x,
+        {
+            name: ((kinds == CATEGORIES.index(name)) & trace.interpretable).sum(1) / m
+            for name in ORDER
+        },
+    )
+    axis.set(xticks=x, xticklabels=[str(epoch) for epoch in trace.epochs])
+
+
+def stack(axis: Axes, x: Sequence[float], shares: Mapping[str, Tensor]) -> None:
+    """Bars at `x` of shares by category, each on the one before: category -> `[len(x)]`."""
+    floor = torch.zeros(len(x))
+    for name, share in shares.items():
         colour, hatch = LOOK[name]
         axis.bar(
             x,
@@ -65,7 +78,6 @@ def draw_bars(
             label=SHOWN.get(name, name),
         )
         floor = floor + share
-    axis.set(xticks=x, xticklabels=[str(epoch) for epoch in trace.epochs])
 
 
 def category_bars(

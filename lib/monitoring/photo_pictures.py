@@ -14,7 +14,7 @@ import torch
 from lib import figures
 from lib.data.annotations import CATEGORIES
 from lib.figures import ROLE
-from lib.monitoring.case_pictures import LOOK, NAMES, SHOWN
+from lib.monitoring.case_pictures import NAMES, stack
 from lib.monitoring.photo_studies import LAYERS
 from lib.monitoring.photographs import CHANCE, DETECTORS
 
@@ -55,28 +55,19 @@ def side_by_side(study: PhotoStudy, named: Named) -> Figure:
 def _bars(axis: Axes, study: PhotoStudy, name: str) -> None:
     kinds = torch.tensor([CATEGORIES.index(kind) for kind in study.concepts.category()])
     x = list(range(len(LAYERS)))
-    floor = torch.zeros(len(LAYERS))
     passes = [study.interpretable(name, layer) for layer in LAYERS]
     labels = [kinds[study.scores[name, layer].label.long()] for layer in LAYERS]
-    for kind in KINDS:
-        share = torch.stack(
-            [
-                (ok & (label == CATEGORIES.index(kind))).float().mean()
-                for ok, label in zip(passes, labels, strict=True)
-            ]
-        )
-        colour, hatch = LOOK[kind]
-        axis.bar(
-            x,
-            share,
-            bottom=floor,
-            color=colour,
-            hatch=hatch,
-            edgecolor="white",
-            linewidth=0.4,
-            label=SHOWN.get(kind, kind),
-        )
-        floor = floor + share
+    both = list(zip(passes, labels, strict=True))
+    stack(
+        axis,
+        x,
+        {
+            kind: torch.stack(
+                [(ok & (label == CATEGORIES.index(kind))).float().mean() for ok, label in both]
+            )
+            for kind in KINDS
+        },
+    )
     chance = [study.interpretable(CHANCE + name, layer).float().mean() for layer in LAYERS]
     axis.scatter(x, chance, marker="_", s=60, color="black", zorder=3, label="chance")
     axis.set_xticks(x, [layer.split(".")[1] for layer in LAYERS])
