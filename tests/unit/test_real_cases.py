@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -167,7 +168,9 @@ def test_a_pair_from_folders_to_figure(world: tuple[Path, dict[str, Expected]]) 
     ]
     assert "14 camvid" in real_pairs.said([found])
     figures.use_style()
-    assert len(real_pictures.pair_counts(found).axes) == 6
+    fig = real_pictures.pair_counts(found)
+    plt.close(fig)
+    assert len(fig.axes) == 6
 
 
 @few
@@ -198,7 +201,9 @@ def test_tickets_from_folders_to_figure(world: tuple[Path, dict[str, Expected]])
     assert claims["P2-84"] is None
     assert claims["P2-80"] is not None
     figures.use_style()
-    assert len(real_pictures.ticket_counts(found).axes) == 3
+    fig = real_pictures.ticket_counts(found)
+    plt.close(fig)
+    assert len(fig.axes) == 3
 
 
 def test_missing_images_are_named_before_anything_is_trained(
