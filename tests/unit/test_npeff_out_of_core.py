@@ -122,17 +122,19 @@ def assert_same(found: Decomposition, want: Decomposition) -> None:
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
+def cut(steps):
+    """Progress of a run that is stopped at step 60."""
+    for i in steps:
+        if i == 60:
+            raise KeyboardInterrupt
+        yield i
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_on_files_that_was_cut_short_goes_on_to_the_same_bytes(kind: str, tmp_path: Path):
     data = stored(tmp_path, raw_fishers(kind, torch.float32))
     options = {"seed": 0, "steps": 70}
     whole = METHOD[kind](data, 4, **options)
-
-    def cut(steps):
-        for i in steps:
-            if i == 60:
-                raise KeyboardInterrupt
-            yield i
 
     path = tmp_path / "run.safetensors"
     with pytest.raises(KeyboardInterrupt):
@@ -208,12 +210,6 @@ def test_an_expansion_from_files_that_was_cut_short_goes_on_to_the_same_bytes(
     data = stored(tmp_path, others(), kept=general.kept)
     options = {"seed": 0, "component_steps": 20, "steps": 50}
     whole = expand(general, data, 2, **options)
-
-    def cut(steps):
-        for i in steps:
-            if i == 60:
-                raise KeyboardInterrupt
-            yield i
 
     path = tmp_path / "run.safetensors"
     with pytest.raises(KeyboardInterrupt):
