@@ -9,8 +9,8 @@ for the images as they are and once for the null, in which images change places 
 Each word stands on an axis of its own: the record's embedding space is no CLIP space here, and
 nothing is said about distances.
 
-Public names: `NETWORK`, `LAYERS`, `LAST`, `DETECTORS`, `Task`, `task`, `pixels`, `normalise`,
-`fetch_run`, `network`, `Setting`, `setting`, `rules_of`, `judged`.
+Public names: `NETWORK`, `LAYERS`, `LAST`, `DETECTORS`, `Task`, `task`, `Against`, `AS_PUBLISHED`,
+`load`, `pixels`, `normalise`, `fetch_run`, `network`, `Setting`, `setting`, `rules_of`, `judged`.
 
 Source: document 2, sections 4.1 and 4.2; specification section 3.2, 3.3 and 5.
 """
@@ -20,14 +20,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
 from lib import cache, training
-from lib.data import cifar10
+from lib.data import cifar10, concept_images, imagenet
 from lib.data.base import Expected, Provenance, Split, sha256_of
-from lib.monitoring import stored
+from lib.monitoring import real_images, stored
 from lib.monitoring.activations import ConceptSet, LayerActivations
 from lib.monitoring.calibration import Null, Rule, attained
 from lib.monitoring.cases import ALPHA, ATTAINED, ROUNDS, SLOW_ROUNDS
@@ -104,6 +105,39 @@ def task(
     )
     digest = f"cifar10 {n_train} {sha256_of(train.x, train.y)[:16]}"
     return Task(train, test, whole.names, digest, whole.provenance)
+
+
+@dataclass(frozen=True)
+class Against:
+    """What files are verified against; by default as published."""
+
+    cifar: Expected | None = None
+    concepts: Expected = concept_images.WHOLE
+    second: Expected = imagenet.WHOLE
+
+
+AS_PUBLISHED = Against()
+
+
+def load(
+    size: SimpleNamespace, root: Path, against: Against, *, second: bool = False
+) -> tuple[Task, list[ProbingImages]]:
+    """All data of a study, so that what is missing is said before anything is trained.
+
+    Args:
+        size: `n_train`, `n_test` and `fewest` are read.
+        root: DATA_ROOT.
+        second: the second probing set as well.
+
+    Raises:
+        MissingData: a data set is not below `root`.
+    """
+    of = task(size.n_train, size.n_test, root, expected=against.cifar)
+    found = [real_images.load(SIDE, root, fewest=size.fewest, expected=against.concepts)]
+    if second:
+        other = real_images.load_second(SIDE, root, fewest=size.fewest, expected=against.second)
+        found.append(other)
+    return of, found
 
 
 def fetch_run(

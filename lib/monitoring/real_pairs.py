@@ -24,13 +24,13 @@ from torch import Tensor
 
 from lib import cache
 from lib.data.annotations import CATEGORIES
-from lib.monitoring import measures, real_cases, real_images
+from lib.monitoring import measures, real_cases
 from lib.monitoring.adversarial_studies import ARMS, PUBLISHED, SAID, accuracy_difference
 from lib.monitoring.calibration import Rule
 from lib.monitoring.case_pictures import NAMES
 from lib.monitoring.dissection import DENOMINATORS, detectors_by_category
 from lib.monitoring.measures import Measured
-from lib.monitoring.real_cases import DETECTORS, LAST, LAYERS, Setting, Task
+from lib.monitoring.real_cases import AS_PUBLISHED, DETECTORS, LAST, LAYERS, Against, Setting, Task
 from lib.monitoring.record import Record
 from lib.monitoring.stored import code_of
 from lib.training import Recipe
@@ -70,7 +70,7 @@ def fetch_pairs(
     seed: int,
     device: str = "cpu",
     progress: Progress | None = None,
-    **expected: object,
+    against: Against = AS_PUBLISHED,
 ) -> list[Pair]:
     """Train (or fetch) and probe a pair of networks for each size; none for no sizes.
 
@@ -78,13 +78,13 @@ def fetch_pairs(
         sizes: of a profile; quick has none, because the data are not embedded.
         root: DATA_ROOT.
         progress: wraps the range of epochs of each training.
-        **expected: what to verify data against (`cifar`, `concepts`, `second`); as published.
+        against: what to verify data against.
 
     Raises:
         MissingData: a data set is not below `root`.
     """
     return [
-        _fetch(SimpleNamespace(**size), root, seed + k, device, progress, expected)
+        _fetch(SimpleNamespace(**size), root, seed + k, device, progress, against)
         for k, size in enumerate(sizes)
     ]
 
@@ -95,15 +95,9 @@ def _fetch(
     seed: int,
     device: str,
     progress: Progress | None,
-    expected: Mapping[str, object],
+    against: Against,
 ) -> Pair:
-    options = {k: {"expected": v} for k, v in expected.items()}
-    fewest = {"fewest": size.fewest}
-    # all data first: what is missing is said before anything is trained
-    of = real_cases.task(size.n_train, size.n_test, root, **options.get("cifar", {}))  # type: ignore[arg-type]
-    side = real_cases.SIDE
-    first = real_images.load(side, root, **fewest, **options.get("concepts", {}))  # type: ignore[arg-type]
-    other = real_images.load_second(side, root, **fewest, **options.get("second", {}))  # type: ignore[arg-type]
+    of, (first, other) = real_cases.load(size, root, against, second=True)
     checkpoints = train(of, size, seed, device=device, progress=progress)
     epochs = max(checkpoints[ARMS[0]])
     last = {arm: states[epochs] for arm, states in checkpoints.items()}

@@ -26,10 +26,10 @@ from torch import Tensor
 from lib import training
 from lib.monitoring import lottery_studies as studies
 from lib.monitoring import lottery_tables as tables
-from lib.monitoring import real_cases, real_images, ticket_arms
+from lib.monitoring import real_cases, ticket_arms
 from lib.monitoring.lottery_studies import Study
 from lib.monitoring.measures import Measured
-from lib.monitoring.real_cases import DETECTORS, LAST, NETWORK, Setting, Task
+from lib.monitoring.real_cases import AS_PUBLISHED, DETECTORS, LAST, NETWORK, Against, Setting, Task
 from lib.monitoring.record import Record
 from lib.training import Recipe
 from lib.training.checkpoints import Checkpoints, Stage
@@ -68,7 +68,7 @@ def fetch_tickets(
     seed: int,
     device: str = "cpu",
     progress: Progress | None = None,
-    **expected: object,
+    against: Against = AS_PUBLISHED,
 ) -> list[Tickets]:
     """Train (or fetch), prune and probe the arms of each size; none for no sizes.
 
@@ -76,13 +76,13 @@ def fetch_tickets(
         sizes: of a profile; quick has none, because the data are not embedded.
         root: DATA_ROOT.
         progress: wraps the range of all arms' stages.
-        **expected: what to verify data against (`cifar`, `concepts`); as published.
+        against: what to verify data against.
 
     Raises:
         MissingData: a data set is not below `root`.
     """
     return [
-        _fetch(SimpleNamespace(**size), root, seed + k, device, progress, expected)
+        _fetch(SimpleNamespace(**size), root, seed + k, device, progress, against)
         for k, size in enumerate(sizes)
     ]
 
@@ -93,16 +93,9 @@ def _fetch(
     seed: int,
     device: str,
     progress: Progress | None,
-    expected: Mapping[str, object],
+    against: Against,
 ) -> Tickets:
-    options = {k: {"expected": v} for k, v in expected.items()}
-    of = real_cases.task(size.n_train, size.n_test, root, **options.get("cifar", {}))  # type: ignore[arg-type]
-    real = real_images.load(
-        real_cases.SIDE,
-        root,
-        fewest=size.fewest,
-        **options.get("concepts", {}),  # type: ignore[arg-type]
-    )
+    of, (real,) = real_cases.load(size, root, against)
     stages = train(of, size, seed, device=device, progress=progress)
     right = {r: torch.stack([_right(of, s.trained) for s in arm]) for r, arm in stages.items()}
     at = real_cases.setting(real, seed)

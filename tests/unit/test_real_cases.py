@@ -112,7 +112,7 @@ def test_full_alone_has_real_data() -> None:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Expected]]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, real_cases.Against]:
     """A folder with a few images of each set, in true formats, and a cache of its own."""
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "sources", lambda code: {})  # most of the time, at this size
@@ -120,12 +120,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[s
     root.mkdir()
     write_concept_images(root, 14, side=64)
     write_imagenet_sample(root, 24, side=128)
-    expected = {
-        "cifar": write_cifar10(root, 4, 2),
-        "concepts": Expected({}, train=(7, 7)),
-        "second": Expected({}, train=(1,) * 24),
-    }
-    return root, expected
+    against = real_cases.Against(
+        cifar=write_cifar10(root, 4, 2),
+        concepts=Expected({}, train=(7, 7)),
+        second=Expected({}, train=(1,) * 24),
+    )
+    return root, against
 
 
 RECIPE = {"batch_size": 20, "lr": 0.05, "augment": "flip_crop"}
@@ -133,8 +133,8 @@ few = pytest.mark.filterwarnings("ignore:.*K = ")  # ten top images of a few doz
 
 
 @few
-def test_a_pair_from_folders_to_figure(world: tuple[Path, dict[str, Expected]]) -> None:
-    root, expected = world
+def test_a_pair_from_folders_to_figure(world: tuple[Path, real_cases.Against]) -> None:
+    root, against = world
     size = {
         "n_train": 40,
         "n_test": 20,
@@ -144,7 +144,7 @@ def test_a_pair_from_folders_to_figure(world: tuple[Path, dict[str, Expected]]) 
         "keep": (1,),
         "fewest": 5,
     }
-    (found,) = real_pairs.fetch_pairs([size], root, seed=0, **expected)
+    (found,) = real_pairs.fetch_pairs([size], root, seed=0, against=against)
     first, other = (found.checkpoints[arm] for arm in ARMS)
     assert all(first[0][k].equal(other[0][k]) for k in first[0])
     assert not first[1]["conv1.weight"].equal(other[1]["conv1.weight"])
@@ -174,8 +174,8 @@ def test_a_pair_from_folders_to_figure(world: tuple[Path, dict[str, Expected]]) 
 
 
 @few
-def test_tickets_from_folders_to_figure(world: tuple[Path, dict[str, Expected]]) -> None:
-    root, expected = world
+def test_tickets_from_folders_to_figure(world: tuple[Path, real_cases.Against]) -> None:
+    root, against = world
     size = {
         "n_train": 40,
         "n_test": 20,
@@ -187,8 +187,7 @@ def test_tickets_from_folders_to_figure(world: tuple[Path, dict[str, Expected]])
         "n_batches": 1,
         "fewest": 5,
     }
-    expected.pop("second")
-    (found,) = real_tickets.fetch_tickets([size], root, seed=0, **expected)
+    (found,) = real_tickets.fetch_tickets([size], root, seed=0, against=against)
     study = found.study
     assert study.left == pytest.approx([1.0, 0.6], abs=1e-4)
     assert study.trace("rewound", 0).label.shape == (2, 64)
@@ -207,16 +206,16 @@ def test_tickets_from_folders_to_figure(world: tuple[Path, dict[str, Expected]])
 
 
 def test_missing_images_are_named_before_anything_is_trained(
-    world: tuple[Path, dict[str, Expected]], monkeypatch: pytest.MonkeyPatch
+    world: tuple[Path, real_cases.Against], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, expected = world
+    root, against = world
     monkeypatch.setattr(real_pairs, "train", lambda *a, **k: pytest.fail("trained"))
     size = {"n_train": 40, "n_test": 20, "fewest": 5}
     (root / "concept_images" / "camvid.npz").unlink()
     with pytest.raises(MissingData, match=r"camvid.npz.*set DATA_ROOT"):
-        real_pairs.fetch_pairs([size], root, seed=0, **expected)
+        real_pairs.fetch_pairs([size], root, seed=0, against=against)
     (root / cifar10.JPEG).unlink()
     with pytest.raises(MissingData, match=r"CIFAR-10.*set DATA_ROOT"):
-        real_pairs.fetch_pairs([size], root, seed=0, **expected)
+        real_pairs.fetch_pairs([size], root, seed=0, against=against)
     with pytest.raises(ValueError, match="1 to 40 training"):
         real_cases.task(41, 20, root, expected=write_cifar10(root, 4, 2))
