@@ -230,7 +230,7 @@ def claims_of(pairs: Sequence[Pair], *, n_draws: int = 1000) -> dict[str, Measur
 
 def _less(measured: Measured) -> Measured:
     """The same difference seen from the other arm."""
-    return None if measured is None else (-measured[0], measured[1])
+    return None if measured is None else (0.0 - measured[0], measured[1])  # never -0
 
 
 # the document's counts, of layers that stand where ours do
