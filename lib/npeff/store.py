@@ -180,8 +180,8 @@ def sparse_norms(fishers: Fishers) -> Tensor:
     Source: specification 1.4 and 1.6.
     """
     if fishers.kind == DIAGONAL:
-        squares = torch.zeros(fishers.n_rows, dtype=torch.float64, device=fishers.values.device)
-        squares.index_add_(0, fishers.row_of_entry(), fishers.values.double().square())
+        entries = fishers.values.double().square()
+        squares = torch.segment_reduce(entries, "sum", offsets=fishers.offsets)
         total = torch.zeros(len(fishers), dtype=torch.float64, device=squares.device)
         return total.index_add_(0, fishers.example, squares).sqrt()
     none = torch.zeros(0, dtype=torch.float64, device=fishers.values.device)
