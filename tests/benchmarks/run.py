@@ -7,6 +7,7 @@ names of rows, the Pareto front of attribution methods (`pareto.py`) is measured
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import resource
@@ -110,6 +111,7 @@ def _peak_of(job: Callable[[], object]) -> float:
     if not status.is_file():  # not Linux: the process's whole peak is all there is
         job()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    gc.collect()  # garbage that is freed during the job would hide what it adds
     reset.write_text("5")  # the high-water mark falls back to what is resident now
     before = _kib(status.read_text(), "VmRSS")
     job()
