@@ -24,6 +24,7 @@ def interval(
     generator: torch.Generator,
     n_draws: int = 1000,
     level: float = 0.95,
+    centred: bool = False,
 ) -> Tensor:
     """Percentile interval of a statistic over resamples of n rows.
 
@@ -34,6 +35,9 @@ def interval(
         generator: source of the resamples.
         n_draws: number of resamples.
         level: coverage aimed at.
+        centred: shift the resamples so that their mean is the value over all rows. For what
+            repeated rows bias, as they do a number of different things: resamples hold fewer, and
+            the whole percentile interval may lie below the value (a reflected one above it).
 
     Returns:
         Lower and upper end, `[2, ...]`, in the dtype of the statistic.
@@ -54,5 +58,8 @@ def interval(
             statistic(torch.randint(n, shape, generator=generator, device=generator.device))
         )
     values = torch.cat(found, dim=-1)
+    if centred:
+        everything = torch.arange(n, device=generator.device)[None]
+        values = values - values.mean(-1, keepdim=True) + statistic(everything)
     tails = [(1 - level) / 2, (1 + level) / 2]
     return values.quantile(torch.tensor(tails, dtype=values.dtype, device=values.device), dim=-1)
