@@ -231,8 +231,7 @@ def spread(
 
     value = both(torch.arange(n)[None])[:, 0].tolist()
     generator = torch.Generator().manual_seed(seed)
-    options = {"generator": generator, "n_draws": n_draws, "centred": True}
-    low, high = bootstrap.interval(both, n, **options).tolist()  # type: ignore[arg-type]
+    low, high = bootstrap.interval_about(both, n, generator=generator, n_draws=n_draws).tolist()
     xy = trace.xy[at][chosen]
     own = (points - points.mean(0)).norm(dim=1).mean()
     radius = float((xy - xy.mean(0)).norm(dim=1).mean() / own)
