@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from lib.data import scenes
+from lib.monitoring import cases
 from lib.monitoring import standard_studies as studies
-from lib.monitoring.calibration import Rule
+from lib.monitoring.activations import LayerActivations
+from lib.monitoring.calibration import Rule, permutation_null
 from lib.monitoring.detectors import clip_dissect
 from lib.monitoring.record import Probe, Record
 from lib.monitoring.space import Space, fit_basis
@@ -133,3 +135,24 @@ def test_risen_units_come_best_first():
 def test_counts_by_category_are_of_interpretable_units():
     found = trace([["tree", "boat", "red", "roof"]], [[1, 1, 1, 0]])
     assert studies.category_counts(found, CONCEPTS).tolist() == [[1, 2, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_permuted_images_are_no_round_of_the_calibration(seed: int):
+    n = 50
+    x = torch.arange(n)[:, None]
+    probe = Probe(x, torch.arange(n))
+    at = cases.Setting(x, None, probe, CONCEPTS, SPACE, None, (), "")
+    blind = cases.permuted(at, seed).probe.x
+    seen = []
+    scorer = clip_dissect(torch.randn(n, len(CONCEPTS)), similarity="cos")
+
+    def detect(acts: LayerActivations):
+        seen.append(acts.pooled)
+        return scorer.detect(acts)
+
+    acts = LayerActivations("layer4", torch.arange(n), x.float())
+    permutation_null(SimpleNamespace(detect=detect), acts, rounds=cases.ROUNDS, seed=seed)
+    assert len(seen) == cases.ROUNDS
+    assert sorted(blind[:, 0].tolist()) == list(range(n))
+    assert not any(order.equal(blind.float()) for order in seen)
