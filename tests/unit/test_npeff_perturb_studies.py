@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,6 +52,14 @@ def found(kind: str) -> tuple[Components, store.Fishers]:
 @pytest.fixture(scope="module")
 def low_rank() -> tuple[Components, store.Fishers]:
     return found(store.LOW_RANK)
+
+
+def test_a_random_direction_is_above_nineteen_others_one_time_in_twenty():
+    ratios = torch.rand(4000, 20, generator=torch.Generator().manual_seed(0))
+    share, error = perturb_studies.share_above_all(
+        SimpleNamespace(kl=ratios[:, 0], random=ratios[:, 1:])
+    )
+    assert abs(share - 0.05) < 3 * error
 
 
 def test_groups_with_parameters_of_their_own_move_alone(low_rank):
