@@ -7,7 +7,8 @@ and beside counts of rarer concepts only. For a known rule per example, precisio
 precision say how well a component's coefficients single the rule's examples out.
 
 Public names: `top_examples`, `Concepts`, `both_polarities`, `Search`, `search`, `CRITERIA`,
-`LIMITS`, `purity_curve`, `Conjunction`, `conjunction`, `RuleMatch`, `match_rules`.
+`LIMITS`, `purity_curve`, `Conjunction`, `conjunction`, `RuleMatch`, `match_rules`,
+`LEAST_PRECISION`.
 
 Source: document 3, section 3.2, and specification section 6.6. The document counts a component if
 its 128 top examples have at least one concept in common; which polarities it counts is not known.
@@ -24,6 +25,7 @@ from torch import Tensor
 
 LIMITS = (1.0, 0.5, 0.25)  # of a concept's prevalence
 CRITERIA = ("any concept", "held by at most 1/2", "held by at most 1/4", "prediction only")
+LEAST_PRECISION = 0.5  # average precision of a rule that counts as found
 NUMBERS = 2**24  # look-ups at a time
 
 
@@ -241,7 +243,7 @@ class RuleMatch:
         """Excess above what the best component and rule reach in 95% of permutations, [r, k]."""
         return self.excess > self.null_excess.quantile(0.95)
 
-    def found(self, least: float = 0.5) -> Tensor:
+    def found(self, least: float = LEAST_PRECISION) -> Tensor:
         """Rules that a component ranks beyond chance, with `least` average precision, bool [k]."""
         return (self.beyond & (self.average_precision >= least)).any(0)
 
