@@ -41,6 +41,7 @@ LAYERS = ("layer2", "layer3", "layer4")
 LAST = LAYERS[-1]
 DETECTORS = ("clip", "oracle", "net_dissection")
 ALPHA, ATTAINED = 0.01, 0.5  # of chance units that pass; of the word's own top images
+PERMUTED = 10_000  # added to the seed of the null, so that it is no round of the calibration
 SAMPLE = 64  # images whose pixels name a task
 ROUNDS, SLOW_ROUNDS = 10, 2  # permutations; of Network Dissection, whose cut is given anyway
 
@@ -277,7 +278,8 @@ def permuted(at: Setting, seed: int) -> Setting:
     """The null: units are given the images in another order, detectors keep the first one.
 
     Everything about the network stays, how units go together included; only what an image shows
-    is lost.
+    is lost. The order is none of those that the rules of this seed are fitted on.
     """
-    order = torch.randperm(len(at), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(PERMUTED + seed)
+    order = torch.randperm(len(at), generator=generator)
     return replace(at, probe=replace(at.probe, x=at.probe.x[order], name="permuted"))
