@@ -26,13 +26,28 @@ if TYPE_CHECKING:
 ROLES = ("main", "second", "third")
 
 
-def _interval(
-    axis: Axes, x: Sequence[int], draws: measures.Statistic, n: int, order: int, label: str
-) -> None:
-    """A line with a band: value over all units and 95% bootstrap interval."""
+def band(draws: measures.Statistic, n: int, *, centred: bool) -> tuple[Tensor, Tensor]:
+    """Value over all n units `[E]` and its 95% bootstrap interval `[2, E]`.
+
+    Args:
+        draws: rows of units to values at E checkpoints.
+        centred: about the value, see `bootstrap.interval_about`.
+    """
     value = draws(torch.arange(n)[None])[:, 0]
     generator = torch.Generator().manual_seed(0)
-    low, high = bootstrap.interval(draws, n, generator=generator, n_draws=400)
+    how = bootstrap.interval_about if centred else bootstrap.interval
+    return value, how(draws, n, generator=generator, n_draws=400)
+
+
+def _interval(
+    axis: Axes,
+    x: Sequence[int],
+    found: tuple[Tensor, Tensor],
+    order: int,
+    label: str,
+) -> None:
+    """A line with a band."""
+    value, (low, high) = found
     colour = ROLE[ROLES[order]]
     axis.plot(x, value, color=colour, marker=MARKERS[order], linestyle=DASHES[order], label=label)
     axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -52,13 +67,15 @@ def trends(study: Study) -> Figure:
         trace, blind = (r.trace(name, LAST) for r in (study.record, study.chance))
         plain = measures.counted(trace, concepts).double()
         null = measures.counted(blind, concepts).double().mean(1)
-        _interval(axes[0], epochs, _shares(plain), plain.shape[1], order, NAMES[name])
+        drawn = band(_shares(plain), plain.shape[1], centred=False)
+        _interval(axes[0], epochs, drawn, order, NAMES[name])
         axes[0].plot(epochs, null, color=ROLE[ROLES[order]], linestyle=":", linewidth=1)
         if name == "net_dissection":
             continue  # its scores are so small that Eq. 1 gives the plain mean of five words
         for axis, which in ((axes[1], 0), (axes[2], 1)):
             *both, n = measures.spreads(trace, space)
-            _interval(axis, epochs, both[which], n, order, NAMES[name])
+            drawn = band(both[which], n, centred=True)
+            _interval(axis, epochs, drawn, order, NAMES[name])
             *both, n = measures.spreads(blind, space)
             line = both[which](torch.arange(n)[None])[:, 0]
             axis.plot(epochs, line, color=ROLE[ROLES[order]], linestyle=":", linewidth=1)

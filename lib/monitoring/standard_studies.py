@@ -3,8 +3,9 @@
 `fetch_study` trains and probes one seed; `measure` gives the numbers of the claims, `over_seeds`
 of several; the rest are the tables of the notebook.
 
-Public names: `Study`, `fetch_study`, `watch`, `measure`, `claims_of`, `agreement_rows`,
-`other_set`, `OtherSet`, `other_set_rows`, `sweep`, `risen`, `count_rows`.
+Public names: `Study`, `fetch_study`, `watch`, `measure`, `spread_gains`, `with_theta`,
+`theta_line`, `claims_of`, `agreement_rows`, `other_set`, `OtherSet`, `other_set_rows`, `sweep`,
+`risen`, `count_rows`.
 
 Source: document 2, section 3.2, appendix C and D; specification section 3.1 and 3.5.
 """
@@ -12,7 +13,7 @@ Source: document 2, section 3.2, appendix C and D; specification section 3.1 and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
@@ -21,7 +22,6 @@ from torch import Tensor
 from lib import models, training
 from lib.data import scenes
 from lib.data.annotations import CATEGORIES
-from lib.data.scenes.companions import ABSENT_B
 from lib.monitoring import cases, measures, statistics
 from lib.monitoring.activations import ConceptSet
 from lib.monitoring.calibration import Rule
@@ -29,7 +29,7 @@ from lib.monitoring.cases import LAST, LAYERS, Setting, Task
 from lib.monitoring.live import ConceptMonitor
 from lib.monitoring.measures import Measured
 from lib.monitoring.record import Record, Trace
-from lib.monitoring.space import Space
+from lib.monitoring.space import Space, concept_weights
 from lib.training import Recipe
 from lib.training.checkpoints import Checkpoints
 
@@ -137,7 +137,7 @@ def measure(study: Study, detector: str = "clip", *, n_draws: int = 1000) -> dic
     last, blind = traces[-1], study.chance.trace(detector, LAST)
     plain = measures.counted(last, concepts)
     right = torch.tensor([study.accuracy[epoch] for epoch in last.epochs], dtype=torch.float64)
-    relative, effective, n = measures.spreads(last, space)
+    relative, _, n = measures.spreads(last, space)
 
     def with_accuracy(rows: Tensor) -> Tensor:
         shares = plain.double()[:, rows].mean(-1)  # [E, b]
@@ -151,10 +151,7 @@ def measure(study: Study, detector: str = "clip", *, n_draws: int = 1000) -> dic
     return {
         "growth": measures.share_gain(plain, **options),
         "depth": measures.depth(traces, concepts, **options),
-        "S1": measures.measured(lambda rows: relative(rows)[-1] - relative(rows)[0], n, **options),
-        "S2": measures.measured(
-            lambda rows: effective(rows)[-1] - effective(rows)[0], n, **options
-        ),
+        **spread_gains(last, space, **options),
         "rises": measures.measured(lambda rows: rose[rows].sum(-1), m, **options),
         "growth and accuracy": measures.measured(with_accuracy, m, **options),
         "spread and accuracy": measures.measured(
@@ -162,6 +159,40 @@ def measure(study: Study, detector: str = "clip", *, n_draws: int = 1000) -> dic
         ),
         "own anchor": own_anchor(last, space, **options),
     }
+
+
+def with_theta(trace: Trace, space: Space) -> tuple[float, Trace]:
+    """Theta = mean sd of a unit's five scores, and the trace with units placed by it.
+
+    One theta for all checkpoints; Eq. 1 has theta = 1. Source: specification section 2.1.
+    """
+    theta = float(trace.h[~trace.dead].std(-1).mean())
+    weights = concept_weights(trace.h, theta)
+    u = space.place(trace.concepts, weights).half()
+    return theta, replace(trace, weights=weights, u=u)
+
+
+def theta_line(study: Study, detector: str = "clip", *, n_draws: int = 1000) -> str:
+    """The gains of S1 and S2 (P2-12, P2-13) with theta = 1 and with that of `with_theta`."""
+    last, space = study.record.trace(detector, LAST), study.at.space
+    parts = []
+    for theta, trace in ((1.0, last), with_theta(last, space)):
+        gains = spread_gains(trace, space, n_draws=n_draws).items()
+        text = [f"{name} {pair[0]:+.2f} ± {pair[1]:.2g}" for name, pair in gains if pair]
+        parts.append(f"theta = {theta:.2g}: {', '.join(text)}")
+    return "; ".join(parts)
+
+
+def spread_gains(trace: Trace, space: Space, *, n_draws: int = 1000) -> dict[str, Measured]:
+    """S1 and S2 at the last checkpoint minus the first, {"S1", "S2"}."""
+    *both, n = measures.spreads(trace, space)
+
+    def gain(spread: measures.Statistic) -> Measured:
+        return measures.measured(
+            lambda rows: spread(rows)[-1] - spread(rows)[0], n, n_draws=n_draws
+        )
+
+    return dict(zip(("S1", "S2"), map(gain, both), strict=True))
 
 
 def own_anchor(trace: Trace, space: Space, *, n_draws: int = 1000) -> Measured:
@@ -192,15 +223,27 @@ class OtherSet:
         return int((self.near & self.absent).sum()), int(self.absent.sum())
 
 
-def other_set(first: Trace, second: Trace, concepts: ConceptSet, space: Space) -> OtherSet:
+def other_set(first: Trace, second: Trace, space: Space, coverage: Tensor) -> OtherSet:
     """Words of interpretable units at the last checkpoint on both sets.
 
     Both sets are asked for the same words, as the document does; one that names what is not there
     can be given, and then counts as neither near nor kept.
+
+    Args:
+        first, second: the same units on each set.
+        space: of the words.
+        coverage: of the second set by the words, `[N, C]`; one that covers nothing is missing.
+
+    Raises:
+        ValueError: coverage of another number of words.
     """
+    if coverage.shape[1:] != space.vectors.shape[:1]:
+        raise ValueError(
+            f"want the coverage of {len(space.vectors)} words, got {tuple(coverage.shape)}"
+        )
     units = first.interpretable[-1]
     before, after = (t.label[-1][units].long() for t in (first, second))
-    missing = torch.tensor([word in ABSENT_B for word in concepts.words])
+    missing = (coverage == 0).all(0)
     likeness = space.vectors @ space.vectors.T
     likeness[:, missing] = -torch.inf
     nearest = likeness.topk(min(NEAREST, int((~missing).sum())), dim=1).indices  # [C, 5]
@@ -215,8 +258,8 @@ def measure_other_set(
     found = other_set(
         study.record.trace(detector, LAST),
         study.other.trace(detector, LAST),
-        study.at.concepts,
         study.at.space,
+        study.other_at.annotations.coverage(),
     )
     near = found.near[found.absent].double()
     kept = (found.after == found.before)[~found.absent].double()
@@ -314,10 +357,15 @@ def agreement_rows(study: Study) -> list[dict[str, object]]:
 
 
 def count_rows(study: Study) -> list[dict[str, object]]:
-    """Last layer, a row an epoch: accuracy, counts by detector, and what chance gives."""
+    """Last layer, a row an epoch: accuracy, counts by detector, and what chance gives.
+
+    The last column is alpha M, in the order of the detectors: units by chance that pass the score
+    alone; the numbers in brackets also ask for the attainment.
+    """
     rows = []
     for at, epoch in enumerate(study.epochs):
         row: dict[str, object] = {"epochs": epoch, "accuracy": study.accuracy[epoch]}
+        expected = []
         for name in cases.DETECTORS:
             trace, blind = (r.trace(name, LAST) for r in (study.record, study.chance))
             plain, null = (
@@ -325,6 +373,9 @@ def count_rows(study: Study) -> list[dict[str, object]]:
             )
             colours = int(trace.interpretable[at].sum()) - plain
             row[name.replace("_", " ")] = f"{plain} + {colours} (chance {null})"
+            share = study.rules[name, LAST].expected(trace.label.shape[1])
+            expected.append("" if share is None else f"{share:.2g}")
+        row["above the score by chance"] = " / ".join(expected)
         rows.append(row)
     return rows
 

@@ -174,7 +174,7 @@ def rises(trace: Trace, concepts: ConceptSet, by: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far units lie apart at one checkpoint, with a bootstrap interval over units."""
+    """How far units lie apart at one checkpoint, with intervals over units about each value."""
 
     relative: float  # S1: mean distance of two units, of that of two concepts
     relative_interval: tuple[float, float]
@@ -231,7 +231,7 @@ def spread(
 
     value = both(torch.arange(n)[None])[:, 0].tolist()
     generator = torch.Generator().manual_seed(seed)
-    low, high = bootstrap.interval(both, n, generator=generator, n_draws=n_draws).tolist()
+    low, high = bootstrap.interval_about(both, n, generator=generator, n_draws=n_draws).tolist()
     xy = trace.xy[at][chosen]
     own = (points - points.mean(0)).norm(dim=1).mean()
     radius = float((xy - xy.mean(0)).norm(dim=1).mean() / own)

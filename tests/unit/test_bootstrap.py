@@ -63,3 +63,19 @@ def test_no_rows_no_draws_and_no_level_are_refused(n: int, n_draws: int, level: 
         bootstrap.interval(
             lambda rows: rows.sum(1), n, generator=generator(), n_draws=n_draws, level=level
         )
+
+
+def test_a_centred_interval_is_about_the_value_and_as_wide():
+    labels = torch.randint(60, (80,), generator=generator(4))
+
+    def different(rows: Tensor) -> Tensor:
+        return torch.tensor([len(labels[row].unique()) for row in rows], dtype=torch.float64)
+
+    value = different(torch.arange(80)[None])[0]
+    found = [
+        of(different, 80, generator=generator())
+        for of in (bootstrap.interval, bootstrap.interval_about)
+    ]
+    assert found[0][1] < value
+    assert found[1][0] < value < found[1][1]
+    assert_close(found[0].diff(), found[1].diff())

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lib.data import scenes
-from lib.monitoring import cases
+from lib.monitoring import cases, measures, statistics
+from lib.monitoring import standard_pictures as pictures
 from lib.monitoring import standard_studies as studies
-from lib.monitoring.activations import LayerActivations
+from lib.monitoring.activations import ConceptSet, LayerActivations
 from lib.monitoring.calibration import Rule, permutation_null
 from lib.monitoring.detectors import clip_dissect
 from lib.monitoring.record import Probe, Record
@@ -102,15 +103,80 @@ def test_a_word_that_the_second_set_lacks_should_go_to_a_near_one():
     vectors[CONCEPTS.number("beach")] += 5 * vectors[CONCEPTS.number("windmill")]  # absent too
     space = Space.of(CONCEPTS, vectors)
     first = trace(
-        [["windmill", "windmill", "windmill", "beach", "tree", "red", "red"]],
-        [[1, 1, 1, 1, 1, 1, 0]],
+        [["windmill", "windmill", "windmill", "beach", "tree", "red", "windmill", "red"]],
+        [[1, 1, 1, 1, 1, 1, 1, 0]],
     )
-    second = trace([["boat", "windmill", "striped", "tree", "tree", "wood", "red"]])
-    found = studies.other_set(first, second, CONCEPTS, space)
-    assert found.absent.tolist() == [True, True, True, True, False, False]
-    assert found.near[:3].tolist() == [True, False, False]
-    assert found.moved[1] == 4
-    assert (found.before == found.after).tolist() == [False, True, False, False, True, False]
+    second = trace([["boat", "windmill", "wood", "tree", "tree", "wood", "lamp", "red"]])
+    coverage = torch.ones(3, len(CONCEPTS))
+    missing = [CONCEPTS.number(word) for word in ("windmill", "beach", "lamp")]
+    coverage[:, missing] = 0
+    coverage[0, CONCEPTS.number("boat")] = 0  # one image without it
+    found = studies.other_set(first, second, space, coverage)
+    assert found.absent.tolist() == [True, True, True, True, False, False, True]
+    assert found.near[[0, 1, 2, 6]].tolist() == [True, False, False, False]  # no lamp is there
+    assert found.moved[1] == 5
+    assert (found.before == found.after).nonzero()[:, 0].tolist() == [1, 4]
+    with pytest.raises(ValueError, match="want the coverage of 10 words"):
+        studies.other_set(first, second, space, coverage[:, 1:])
+
+
+def test_the_second_set_lacks_what_goes_with_its_missing_things():
+    world = scenes.probe_b(256, 0)
+    labels = world.annotations()
+    study = planted(["tree"] * 7)
+    words = ("windmill", "umbrella", "tower", "blade", "canopy", "beach", "field")
+    concepts = ConceptSet(labels.words)
+    space = Space.of(concepts, torch.eye(len(concepts)))
+    first = trace([[*words, "tree"]], space=space)
+    study.at = SimpleNamespace(concepts=concepts, space=space)
+    study.record = Record((first,), space, study.record.basis)
+    study.other = Record((trace([["tree"] * 8], space=space),), space, study.record.basis)
+    study.other_at = SimpleNamespace(annotations=labels)
+    found, shares = studies.measure_other_set(study, n_draws=10)
+    assert found.absent.tolist() == [True] * 7 + [False]
+    assert shares["kept"] == (1.0, 0.0)
+
+
+def test_chance_stands_beside_each_count():
+    study = planted(["tree", "red"] * 5)
+    names = cases.DETECTORS
+    for which in ("record", "chance"):
+        old = getattr(study, which)
+        traces = [replace(old.trace("clip", "layer4"), detector=name) for name in names]
+        setattr(study, which, Record(tuple(traces), SPACE, old.basis))
+    shares = (0.01, None, 0.5)
+    study.rules = {(n, "layer4"): Rule(1.0, 0.5, a) for n, a in zip(names, shares, strict=True)}
+    assert [row["above the score by chance"] for row in studies.count_rows(study)] == [
+        "0.1 /  / 5"
+    ] * 3
+
+
+def test_theta_is_the_spread_of_the_five_scores():
+    scores = torch.tensor([[4.0] * 6, [2.0] * 6])  # of two concepts each, the other's is 0
+    found = trace([["tree"] * 6, ["tree", "roof"] * 3], scores=scores)
+    theta, other = studies.with_theta(found, SPACE)
+    assert theta == pytest.approx(3 / 2**0.5)
+    odds = other.weights[0, 0, 0] / other.weights[0, 0, 1]
+    assert float(odds.log()) == pytest.approx(4 / theta, rel=1e-4)
+    assert other.u.shape == found.u.shape
+    assert not other.u.equal(found.u)
+
+
+def test_the_band_of_the_number_of_concepts_holds_it():
+    """Resamples of 96 units repeat some, so that they hold fewer of 74 words."""
+    words = [str(k) for k in range(74)]
+    space = Space.of(ConceptSet(tuple(words)), torch.eye(74))
+    labels = torch.randint(74, (96,), generator=torch.Generator().manual_seed(0)) ** 2 // 74
+    found = trace([[words[k] for k in labels]], space=space)
+    _, effective, n = measures.spreads(found, space)
+    value, (low, high) = pictures.band(effective, n, centred=True)
+    assert low < value < high
+    _, (_, percentile) = pictures.band(effective, n, centred=False)
+    assert percentile < value
+    points = torch.zeros(74, 2)
+    points[0] = 1.0
+    spread = statistics.spread(found, 0, space, points, n_draws=400)
+    assert spread.effective_interval == pytest.approx((float(low), float(high)))
 
 
 def test_a_stricter_cut_never_counts_more():
