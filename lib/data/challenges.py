@@ -7,10 +7,13 @@
 | counterfactual SNLI | people's revisions of SNLI test pairs to other labels |
 | MNLI | a sample of other genres |
 
-None of them is for training. HANS tells entailment from everything else; such a pair has label
-`NOT_ENTAILMENT`, and `as_classes` makes a class of it for a network of three.
+They are for tests, and `unseen` drops the pairs that share a sentence with training: most pairs of
+counterfactual SNLI are, or revise, pairs that `lib.data.nlp.load_snli` trains on. HANS tells
+entailment from everything else; such a pair has label `NOT_ENTAILMENT`, and `as_classes` makes a
+class of it for a network of three.
 
-Public names: `load`, `Challenge`, `CHALLENGES`, `NOT_ENTAILMENT`, `as_classes`.
+Public names: `load`, `Challenge`, `CHALLENGES`, `unseen`, `NOT_ENTAILMENT`,
+`as_classes`.
 
 Source: McCoy et al. 2019 (HANS), Glockner et al. 2018 (Breaking NLI), Kaushik et al. 2020
 (counterfactually revised SNLI), Williams et al. 2018 (MNLI); document 3, section 3.5, tests a
@@ -19,15 +22,15 @@ network of MNLI on SNLI.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lib.data.base import Expected, Provenance, sha256_of, verify_labels
-from lib.data.nlp import NLI_LABELS, REVISED, REVISED_EXPECTED, labelled, read_table
+from lib.data.nlp import NLI_LABELS, REVISED, REVISED_EXPECTED, labelled, read_table, stems_of
 
 NOT_ENTAILMENT = -1
 HANS_LABELS = ("entailment", "non-entailment")
@@ -151,6 +154,24 @@ def load(name: str, root: Path, *, expected: Expected | None = None) -> Challeng
     kind = tuple(" ".join(str(row.get(column)) for column in how.kind) for row in table)
     text = tuple((pair.premise, pair.hypothesis) for pair in pairs)
     return Challenge(text, y, kind, Provenance(name, how.source, how.licence, sha256_of(y), len(y)))
+
+
+def unseen(pairs: Challenge, text: Iterable[tuple[str, str]]) -> Challenge:
+    """The pairs of which neither sentence is among those of other pairs, by `stems_of`.
+
+    A split by premise forbids a premise on both sides. A shared hypothesis counts as well: whoever
+    revised a pair of counterfactual SNLI kept one of its two sentences, so a pair with another
+    premise and a hypothesis of training is a trained pair with a few words changed.
+
+    Args:
+        text: premises and hypotheses that were trained on.
+    """
+    known = {tuple(stems_of(sentence)) for pair in text for sentence in pair}
+    new = [not any(tuple(stems_of(sentence)) in known for sentence in pair) for pair in pairs.text]
+    kept = pairs.take(torch.tensor(new, dtype=torch.bool).nonzero()[:, 0])
+    note = f"{len(kept):,} of {len(pairs):,} pairs of {pairs.provenance.name} share no sentence"
+    about = replace(pairs.provenance, sha256=sha256_of(kept.y), n=len(kept), note=note)
+    return replace(kept, provenance=about)
 
 
 def as_classes(y: Tensor, logits: Tensor) -> Tensor:

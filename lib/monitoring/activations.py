@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lib.data.annotations import CATEGORIES
 from lib.features import evaluating, recorded
 
 Progress = Callable[[range], Iterator[int]]
@@ -319,6 +320,9 @@ class ConceptSet:
                 )
         if not self.words:
             raise ValueError("want at least one concept, got none")
+        unknown = next((name for name in self.categories if name not in CATEGORIES), None)
+        if unknown is not None:
+            raise ValueError(f"a category is one of {', '.join(CATEGORIES)}; got {unknown!r}")
 
     def __len__(self) -> int:
         return len(self.words)

@@ -83,7 +83,8 @@ def fetch_study(size: SimpleNamespace, seed: int, *, device: str = "cpu") -> Stu
     }
     at = cases.setting(size.n_probe, seed)
     blind = cases.permuted(at, seed)
-    rules = cases.rules_of(at, cases.network(task, checkpoints["standard"][recipe.epochs]))
+    last = cases.network(task, checkpoints["standard"][recipe.epochs])
+    rules = cases.rules_of(at, last, seed=seed)
     records = [
         [cases.judged(s, task, states, rules, arm=arm) for arm, states in checkpoints.items()]
         for s in (at, blind)

@@ -22,6 +22,7 @@ from lib.monitoring.activations import ConceptSet
 from lib.monitoring.cases import LAST, Setting, Task
 from lib.monitoring.record import Record, Trace
 from lib.monitoring.similarity import top_images as most_activating
+from lib.monitoring.stored import hash_of
 from lib.training.pruning import State
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def top_images(
 ) -> dict[int, Tensor]:
     """The most activating probing images of each unit, most first, `[M, TOP]`, by epoch; cached."""
     states = {str(epoch): cache.state_hash(state) for epoch, state in checkpoints.items()}
-    config = {"states": states, "probe": cache.state_hash({"x": at.probe.x}), "layer": layer}
+    config = {"states": states, "probe": hash_of(at.probe), "layer": layer}
 
     def build() -> dict[str, Tensor]:
         found = {}

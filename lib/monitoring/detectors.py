@@ -142,7 +142,8 @@ def clip_dissect(
         constants: those of the similarity, for instance `k=50`; the reference's by default.
 
     Raises:
-        ValueError: an unknown similarity or constant, a value that is not finite, K > N.
+        ValueError: an unknown similarity or constant, a value that is not finite, a K that is no
+            whole number from 1 to N.
     """
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity is one of {', '.join(SIMILARITIES)}; got {similarity!r}")
@@ -161,6 +162,8 @@ def clip_dissect(
             f"{', '.join(defaults) or 'none'}"
         )
     used = {**defaults, **constants}
+    if not (asked := constants.get("k", 1)) >= 1 or asked % 1:
+        raise ValueError(f"want K, the top images of a unit, as a whole number from 1, got {asked}")
     if used.get("k") == 0:  # section 4.5: a hundredth of the images, at least ten
         used["k"] = max(10, n // 100)
     if used.get("k", 1) > n:

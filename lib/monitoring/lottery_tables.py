@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 
 import torch
-from torch import Tensor
 
 from lib.monitoring import lottery_studies as studies
 from lib.monitoring import statistics
@@ -52,7 +51,10 @@ def control_rows(study: Study) -> list[dict[str, object]]:
 
 
 def retention_rows(study: Study) -> list[dict[str, object]]:
-    """Area under retention by arm, state and what counts as kept."""
+    """Area under retention, the mean of R(x), by arm, state and what counts as kept.
+
+    What is laxer keeps more units, so that its area is never smaller.
+    """
     rows: list[dict[str, object]] = []
     for rewind in study.rewinds:
         row: dict[str, object] = {"rewound to epoch": rewind}
@@ -61,17 +63,13 @@ def retention_rows(study: Study) -> list[dict[str, object]]:
             row[f"area, {state}"] = float(statistic(torch.arange(m)[None])[0])
         trace = study.trace("trained", rewind)
         space, concepts = study.at.space, study.at.concepts
-        row["same word at the last stage"] = _share(statistics.retained(trace, when="last"))
-        row["same category throughout"] = _share(
-            statistics.retained(trace, by="category", concepts=concepts)
-        )
-        row["cosine above .9 throughout"] = _share(
-            statistics.retained(trace, by="cosine", space=space)
-        )
+        for said, kept in (
+            ("same word at the last stage", statistics.retained(trace, when="last")),
+            ("same category", statistics.retained(trace, by="category", concepts=concepts)),
+            ("cosine above .9", statistics.retained(trace, by="cosine", space=space)),
+        ):
+            areas = statistics.retention(trace.h[0, :, 0], kept, studies.PERCENTS)
+            row[f"area, {said}"] = float(areas.mean())
         row["accuracy at the last stage"] = float(study.right[rewind][-1].double().mean())
         rows.append(row)
     return rows
-
-
-def _share(kept: Tensor) -> float:
-    return float(kept.double().mean())

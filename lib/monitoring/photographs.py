@@ -26,7 +26,7 @@ from lib.monitoring.calibration import Null, Rule, attained
 from lib.monitoring.detectors import Detector, clip_dissect
 from lib.monitoring.real_images import ProbingImages
 from lib.monitoring.record import Probe
-from lib.monitoring.stored import fetch_scores
+from lib.monitoring.stored import fetch_scores, hash_of
 
 NETWORK = "mobilenet_v2"
 DETECTORS = ("oracle", "net_dissection")
@@ -121,9 +121,7 @@ def rule_of(where: Photographs, model: nn.Module, layer: str, *, rounds: int, se
 
     config = {
         "weights": cache.state_hash(dict(model.state_dict())),
-        "probe": cache.state_hash(
-            {"x": where.probe.x, "ids": where.probe.ids, "source": where.at.source}
-        ),
+        "probe": hash_of(where.probe, source=where.at.source),
         "detector": detector.digest,
         "rule": [layer, cases.ALPHA, rounds, seed],
     }

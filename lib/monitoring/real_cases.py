@@ -348,7 +348,7 @@ def _named(at: Setting, model: nn.Module, layers: Sequence[str]) -> dict[str, ob
     return {
         "weights": cache.state_hash(dict(model.state_dict())),
         "network": str(model),
-        "probe": cache.state_hash({"x": at.probe.x, "ids": at.probe.ids}),
+        "probe": stored.hash_of(at.probe),
         "layers": list(layers),
         "detectors": [[d.name, d.digest] for d in at.detectors],
         "kept": at.kept,

@@ -32,7 +32,7 @@ from lib.monitoring.dissection import DENOMINATORS, detectors_by_category
 from lib.monitoring.measures import Measured
 from lib.monitoring.real_cases import AS_PUBLISHED, DETECTORS, LAST, LAYERS, Against, Setting, Task
 from lib.monitoring.record import Record
-from lib.monitoring.stored import code_of
+from lib.monitoring.stored import code_of, hash_of
 from lib.training import Recipe
 from lib.training.adversarial import Attack, Robustness, robustness
 from lib.training.checkpoints import Checkpoints
@@ -299,7 +299,7 @@ def _overlaps(pair: Pair, state: State) -> dict[str, Tensor]:
     detectors = {name: at.real.dissection(name) for name in DENOMINATORS}
     config = {
         "weights": cache.state_hash(state),
-        "probe": cache.state_hash({"x": at.probe.x, "ids": at.probe.ids}),
+        "probe": hash_of(at.probe),
         "detectors": [d.digest for d in detectors.values()],
     }
 

@@ -44,7 +44,7 @@ def ticket_counts(found: Tickets) -> Figure:
             axis.plot(range(len(null)), null.mean(1), color="black", linewidth=0.6)
     axes[0].set(ylabel="accuracy, test images", title="after training")
     for axis, name in zip(axes[1:], DETECTORS, strict=True):
-        axis.set(title=NAMES[name], ylabel="share of rewound units, no colour")
+        axis.set(title=NAMES[name], ylabel="share of rewound units,\nno colour")
     axes[0].plot([], [], color="black", linewidth=0.6, label="chance")
     for axis in axes:
         stage_axis(axis, study)

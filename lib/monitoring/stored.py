@@ -4,7 +4,7 @@ The key names the weights themselves, the images, the layers and each detector's
 a second checkpoint of a network never gets the first one's scores (the reference's cache goes by
 file names, and then it does).
 
-Public names: `fetch_scores`, `fetch_basis`, `code_of`.
+Public names: `fetch_scores`, `fetch_basis`, `code_of`, `hash_of`.
 
 Source: specification section 6.
 """
@@ -25,6 +25,7 @@ from lib.monitoring.record import Probe, Top, scores_of
 from lib.monitoring.space import Basis, Space, fit_basis
 
 NAMES = ("h", "concepts", "attainment", "dead")
+FEW = 8  # images that show what a probe's `prepare` does
 
 
 def fetch_scores(
@@ -38,7 +39,7 @@ def fetch_scores(
     config = {
         "weights": cache.state_hash(dict(model.state_dict())),
         "network": str(model),  # equal weights may still be used otherwise
-        "probe": cache.state_hash({"x": probe.x, "ids": probe.ids}),
+        "probe": hash_of(probe),
         "pooling": probe.pooling,
         "layers": list(layers),
         "detectors": [[d.name, d.digest] for d in detectors],
@@ -74,6 +75,20 @@ def fetch_basis(space: Space, kind: str = "umap-bary", *, seed: int = 0) -> Basi
     made, settings = json.loads(bytes(entry["text"].tolist()))
     words, vectors = space.concepts.words, space.vectors
     return Basis(made, space.digest, words, vectors, entry["points"], settings)
+
+
+def hash_of(probe: Probe, **more: Tensor) -> str:
+    """Hash of what a network is shown, for the config of `cache.fetch`.
+
+    Images, ids, and the first images as `prepare` leaves them: a lambda, a closure or a partial has
+    no source in `code_of`, and its settings no name.
+
+    Args:
+        more: tensors that belong to the images, for instance each one's source.
+    """
+    few = probe.x[:FEW].clone()  # `prepare` may work in place
+    shown = probe.prepare(few) if probe.prepare else few
+    return cache.state_hash({"x": probe.x, "ids": probe.ids, "prepared": shown, **more})
 
 
 def code_of(

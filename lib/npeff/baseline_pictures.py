@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lib import figures
 from lib.figures import MARKERS, ROLE
-from lib.npeff.baseline_studies import LEAST_PRECISION, Finding, Grouping, Tested
+from lib.npeff.baseline_studies import Finding, Grouping, Tested
+from lib.npeff.concept_search import LEAST_PRECISION
 from lib.npeff.testbeds import Testbed
 
 if TYPE_CHECKING:

@@ -34,7 +34,6 @@ from lib.npeff.components import Components, Tuning, n_top, tuning
 from lib.npeff.concept_search import RuleMatch
 from lib.npeff.testbeds import Testbed
 
-LEAST_PRECISION = 0.5  # average precision of a rule that counts as found, as in P3-07
 N_DRAWS = 20
 
 
@@ -130,14 +129,8 @@ class Finding:
 
     @property
     def found(self) -> Tensor:
-        """Rules that a group ranks beyond chance with at least `LEAST_PRECISION`, bool `[k]`.
-
-        Chance: the best over groups and rules, 95% of permutations of the rules.
-        """
-        null = self.match.null_excess.amax(1).quantile(0.95)
-        precision, share = self.match.average_precision, self.match.prevalence
-        excess = (precision - share) / (1 - share)
-        return ((precision >= LEAST_PRECISION) & (excess > null)).any(0)
+        """Rules that a group ranks well and beyond chance, bool `[k]`, as in P3-07."""
+        return self.match.found()
 
 
 def find_rules(

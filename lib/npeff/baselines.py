@@ -138,9 +138,7 @@ class ConceptTests:
 
     score: Tensor  # float64 [k, K], mean share of class examples whose logit rises
     p: Tensor  # float64 [k, K], Welch's test, corrected for k K tests
-    p_one: Tensor  # float64 [k, K], the group one draw among random sets, corrected alike
     p_random: Tensor  # float64 [N, K], as p, random sets in place of groups
-    p_one_random: Tensor  # float64 [N, K], as p_one
     strength: Tensor  # float64 [k], largest |score - mean of random sets| over classes, in their sd
     strength_random: Tensor  # float64 [N], each random set among the others
     level: float
@@ -148,10 +146,6 @@ class ConceptTests:
     def passes(self) -> Tensor:
         """Groups significant for any class by Welch's test, the specification's, bool `[k]`."""
         return (self.p < self.level).any(1)
-
-    def passes_one(self) -> Tensor:
-        """Groups significant for any class as one draw among random sets, bool `[k]`."""
-        return (self.p_one < self.level).any(1)
 
     def p_rank(self) -> Tensor:
         """Share of random sets at least as strong, itself counted, float64 `[k]`; any class.
@@ -165,10 +159,6 @@ class ConceptTests:
     def random_passes(self) -> Tensor:
         """Random sets that Welch's test calls significant for any class, bool `[N]`."""
         return (self.p_random < self.level).any(1)
-
-    def random_passes_one(self) -> Tensor:
-        """Random sets that the other test calls significant for any class, bool `[N]`."""
-        return (self.p_one_random < self.level).any(1)
 
 
 def concept_tests(
@@ -242,15 +232,13 @@ def concept_tests(
     ]
     n_tests = len(top) * len(slopes)
 
-    def corrected(tests: Sequence[tcav.Test], name: str) -> Tensor:
-        return (torch.stack([getattr(t, name) for t in tests]) * n_tests).clamp(max=1.0)
+    def corrected(tests: Sequence[tcav.Test]) -> Tensor:
+        return (torch.stack([t.p_t for t in tests]) * n_tests).clamp(max=1.0)
 
     return ConceptTests(
         torch.stack([t.score for t in found]),
-        corrected(found, "p_t"),
-        corrected(found, "p_one"),
-        corrected(random, "p_t"),
-        corrected(random, "p_one"),
+        corrected(found),
+        corrected(random),
         torch.stack(strengths),
         torch.stack(random_strengths),
         level,

@@ -224,17 +224,20 @@ def pairs(seeds: Iterable[int]) -> list[tuple[int, int]]:
     return list(combinations(seeds, 2))
 
 
-def nearest(a: Components, b: Components) -> Tensor:
-    """Largest cosine of every component of either run with one of the other, float64 `[2 r]`."""
-    cosines = matching.cosines(a.held_out, b.held_out)
+def nearest(a: Components, b: Components, order: Tensor | None = None) -> Tensor:
+    """Largest cosine of every component of either run with one of the other, float64 `[2 r]`.
+
+    Args:
+        order: of the examples of `b`, int64 `[n']`; a permutation gives what chance does.
+    """
+    cosines = matching.cosines(a.held_out, b.held_out if order is None else b.held_out[order])
     return torch.cat([cosines.amax(1), cosines.amax(0)])
 
 
 def permuted_nearest(a: Components, b: Components, *, seed: int) -> float:
     """Mean of `nearest` when the examples of one run are permuted."""
-    order = torch.randperm(len(b.held_out), generator=torch.Generator().manual_seed(seed))
-    cosines = matching.cosines(a.held_out, b.held_out[order])
-    return float(torch.cat([cosines.amax(1), cosines.amax(0)]).mean())
+    generator = torch.Generator().manual_seed(seed)
+    return float(nearest(a, b, torch.randperm(len(b.held_out), generator=generator)).mean())
 
 
 def mean_share(shares: KeptShare, k: int) -> tuple[float, float]:
@@ -261,14 +264,9 @@ def median_ratio(a: Tensor, b: Tensor) -> float:
     return float(a.median() / b.median())
 
 
-def rules_found(match: RuleMatch, least: float = 0.5) -> tuple[float, float]:
-    """Share of rules that a component ranks with an average precision of `least` and beyond chance.
-
-    Chance: the best excess over all components and rules, 95% quantile over permutations.
-    """
-    null = match.null_excess.amax(1).quantile(0.95)
-    excess = (match.average_precision - match.prevalence) / (1 - match.prevalence)
-    return share_of(((match.average_precision >= least) & (excess > null)).any(0))
+def rules_found(match: RuleMatch) -> tuple[float, float]:
+    """Share of rules that a component ranks well and beyond chance, as `RuleMatch.found`."""
+    return share_of(match.found())
 
 
 def over_pairs(cosines: Mapping[str, Tensor]) -> tuple[float, float]:

@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.gradients.flat import select, size
 from lib.npeff import archive, concept_search, store
 from lib.npeff.coefficients import fit_coefficients
 from lib.npeff.decomposition import Decomposition
 from lib.npeff.fetch import fetch_decomposition
-from lib.npeff.store import DIAGONAL, Fishers
+from lib.npeff.store import Fishers
 from lib.npeff.testbeds import Testbed
 
 Progress = Callable[[Sequence[int]], Iterator[int]]
@@ -99,15 +98,17 @@ def components_of(
 def fishers_of(
     bed: Testbed, part: str, *, kind: str, k: int, progress: Progress | None = None
 ) -> Fishers:
-    """Raw PEFs of the testbed's "fit" or "held_out" examples, by its block, cached."""
+    """Raw PEFs of the testbed's "fit" or "held_out" examples, by its block, cached.
+
+    Raises:
+        ValueError: more than all entries of an example are to be kept.
+    """
     examples = {"fit": bed.fit, "held_out": bed.held_out}[part]
-    m = size(select(bed.model, bed.block))
-    most = m if kind == DIAGONAL else m * len(bed.classes)
     return archive.fetch_fishers(
         bed.model,
         examples.x,
         kind=kind,
-        k=min(k, most),
+        k=k,
         block=bed.block,
         eps=bed.eps,
         progress=progress,
@@ -123,7 +124,6 @@ class Tuning:
     null: float  # share that the best of r random sets stays below in 95% of draws
     null_one_prediction: float  # the same for random sets of examples with one prediction
     prediction: Tensor  # float64 [r], share of the most frequent prediction
-    null_prediction: float
 
     @property
     def tuned(self) -> Tensor:
@@ -173,7 +173,6 @@ def tuning(
         chance,
         max(one_prediction, default=1.0),
         prediction,
-        _null(predicted, size, r, n_draws, generator),
     )
 
 

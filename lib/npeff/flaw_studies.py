@@ -326,10 +326,15 @@ def raised(bench: Bench, found: Gains) -> tuple[float, float] | None:
 
 
 def gain_beyond_random(bench: Bench, found: Gains) -> tuple[float, float] | None:
-    """Best gain over these components minus the best of as many random directions; its error."""
+    """Gain of the best of these components minus that of the best random direction; its error.
+
+    Which is best is chosen on the selection half, its gain counted on the test half.
+    """
     if not bench.chosen.any():
         return None
-    best, null = (values[bench.chosen].max() for values in (found.other, found.random_other))
+    mask = bench.chosen
+    best = found.other[mask][found.selected[mask].argmax()]
+    null = found.random_other[mask][found.random_selected[mask].argmax()]
     n = len(bench.test.rows)
     changed = max(abs(float(best)), abs(float(null)), 1 / n)  # at least so many answers change
     return float(best - null), (2 * changed / n) ** 0.5

@@ -66,11 +66,14 @@ def at_k(
         n: the first examples that take part.
         seeds: starts. One seed gives every K the same coefficients to start from.
         steps: joint steps; the components alone take a tenth of that before.
+
+    Raises:
+        ValueError: the PEFs hold fewer entries than the largest of `ks`.
     """
     raw = store.take(fishers, torch.arange(n))
     found = []
     for k in sorted(ks, reverse=True):
-        raw = store.truncate(raw, min(k, raw.k))
+        raw = store.truncate(raw, k)
         whole = store.normalise(raw)
         part = store.prune(whole)
         made = [fetch_decomposition(part, r, seed=seed, steps=steps) for seed in seeds]

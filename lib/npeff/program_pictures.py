@@ -13,7 +13,7 @@ import torch
 
 from lib import figures
 from lib.figures import DASHES, MARKERS, ROLE
-from lib.npeff.concept_search import LIMITS, RuleMatch, Search, conjunction, purity_curve
+from lib.npeff.concept_search import LIMITS, Search, conjunction, purity_curve
 from lib.npeff.decomposition import Decomposition
 from lib.npeff.program.location import Mass
 from lib.npeff.program_studies import ClauseFound, Placement, SizeCount
@@ -153,24 +153,6 @@ def conjunction_rows(found: Search, *, limit: float = 1.0) -> list[dict[str, obj
                 "top examples have in common": " and ".join(common.short) or "nothing",
                 "share of all examples": common.prevalence,
                 "concepts": len(common.concepts),
-            }
-        )
-    return rows
-
-
-def rule_rows(found: RuleMatch, names: Sequence[str]) -> list[dict[str, object]]:
-    """Table rows: each component's best rule."""
-    rows = []
-    for j, best in enumerate(found.best.tolist()):
-        rows.append(
-            {
-                "component": j,
-                "best rule": names[best],
-                "share of all examples": found.prevalence[best].item(),
-                "precision of the top": found.precision[j, best].item(),
-                "recall of the top": found.recall[j, best].item(),
-                "average precision": found.average_precision[j, best].item(),
-                "p": found.p_value[j].item(),
             }
         )
     return rows

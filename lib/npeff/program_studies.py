@@ -292,11 +292,9 @@ def clauses_found(match: RuleMatch, names: Sequence[str], n: int, n_top: int) ->
     Args:
         names: of the rules; n: examples; n_top: as `match_rules` was given.
     """
-    excess = (match.average_precision - match.prevalence) / (1 - match.prevalence)
-    null = match.null_excess.amax(1).quantile(LEVEL)
-    made = []
+    beyond, made = match.beyond, []
     for i, name in enumerate(names):
-        j = int(excess[:, i].argmax())
+        j = int(match.average_precision[:, i].argmax())
         size = round(match.prevalence[i].item() * n)
         made.append(
             ClauseFound(
@@ -307,7 +305,7 @@ def clauses_found(match: RuleMatch, names: Sequence[str], n: int, n_top: int) ->
                 precision=match.precision[j, i].item(),
                 most=min(1.0, size / n_top),
                 recall=match.recall[j, i].item(),
-                beyond=bool(excess[j, i] > null),
+                beyond=bool(beyond[j, i]),
             )
         )
     return made

@@ -41,6 +41,7 @@ from lib.npeff.divergence import (
     loss_and_gradient,
 )
 from lib.npeff.perturb import Directions, perturbed, random_directions, scatter
+from lib.npeff.store import Parameters
 
 NORM = 0.3  # of the paper's repairs
 SIZES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)  # of the line search, this project's
@@ -104,8 +105,6 @@ class Repair:
     random: tuple[Change, ...]  # a random direction for each candidate, line-searched alike
     sizes: Tensor  # float64 [s + 1], from 0, along the best candidate
     curve: Tensor  # float64 [s + 1, 2], test accuracy at these sizes
-    n_gradients: int  # evaluations of the gradient, of the candidates together
-    n_losses: int  # evaluations of the loss, of the candidates together
     balance: float
 
     def gain(self, change: Change) -> Tensor:
@@ -117,16 +116,6 @@ class Repair:
         mended, damaged = self.gain(change).tolist()
         return self.balance * mended + (1 - self.balance) * damaged
 
-    @property
-    def null(self) -> float:
-        """Largest net gain of the random directions."""
-        return max(self.net(change) for change in self.random)
-
-    @property
-    def largest(self) -> float:
-        """Largest net gain of the candidates, whichever was selected: what `null` is null of."""
-        return max(self.net(change) for change in self.candidates)
-
 
 @dataclass(frozen=True)
 class Gains:
@@ -134,13 +123,16 @@ class Gains:
 
     "same": the sign is the better one on the examples that the gain is counted on, the paper's
     way; with two tries each and k of them the best one gains by chance. "other": the sign is
-    chosen on the selection set and the gain counted on the test set.
+    chosen on the selection set and the gain counted on the test set. "selected": the gain on the
+    selection set at that sign, by which one of them may be chosen.
     """
 
     same: Tensor
     other: Tensor
+    selected: Tensor
     random_same: Tensor
     random_other: Tensor
+    random_selected: Tensor
 
 
 def accuracy_gains(
@@ -187,10 +179,11 @@ def accuracy_gains(
             _, right = before.after(model, both, directions.parameters, rows, chunk)
             n = len(selection)
             chosen, counted = (part.mean(1) for part in (right[:, :n], right[:, n:]))
-            gains = counted[1:] - counted[0]
-            found.append(torch.stack([gains.amax(), gains[chosen[1:].argmax()]]))
-    same, other_set = torch.stack(found).view(-1, 2, 2).unbind(2)
-    return Gains(same[:, 0], other_set[:, 0], same[:, 1], other_set[:, 1])
+            gains, seen = counted[1:] - counted[0], chosen[1:] - chosen[0]
+            sign = seen.argmax()
+            found.append(torch.stack([gains.amax(), gains[sign], seen[sign]]))
+    own, drawn = torch.stack(found).view(-1, 2, 3).unbind(1)
+    return Gains(*own.T, *drawn.T)
 
 
 @dataclass(frozen=True)
@@ -233,16 +226,24 @@ class Workbench:
         """Test accuracy on counter-examples and elsewhere, `[2]`."""
         return self.accuracy_after(self.change(values), self.test)
 
-    def accuracy_after(self, change: Tensor, examples: Split) -> Tensor:
-        """Accuracy on counter-examples and elsewhere after a change of all parameters, `[2]`."""
-        log_p = self._log_p(change, examples)
+    def accuracy_after(
+        self, change: Tensor, examples: Split, parameters: Parameters | None = None
+    ) -> Tensor:
+        """Accuracy on counter-examples and elsewhere after a change of parameters, `[2]`.
+
+        Args:
+            change: ``[m]``, of all entries of `parameters`; None is what the directions are of.
+        """
+        log_p = self._log_p(change, examples, parameters)
         y = self.data[1][examples.rows.to(self.data[1].device)].cpu()
         right = (log_p.argmax(1) == y).double()
         n = len(examples.counter)
         return torch.stack([right[:n].mean(), right[n:].mean()])
 
-    def _log_p(self, change: Tensor, examples: Split) -> Tensor:
-        with perturbed(self.model, change, self.directions.parameters):
+    def _log_p(
+        self, change: Tensor, examples: Split, parameters: Parameters | None = None
+    ) -> Tensor:
+        with perturbed(self.model, change, parameters or self.directions.parameters):
             return log_probabilities(self.model, self.data[0], examples.rows, self.chunk)
 
     def line_search(
@@ -314,8 +315,6 @@ def repair(
         tuple(random),
         along,
         torch.stack([bench.accuracy(float(s) * unit) for s in along]),
-        1,
-        n_losses,
         balance,
     )
 

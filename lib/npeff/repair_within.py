@@ -1,8 +1,9 @@
 """Repairs that may cost little: the most mended counter-examples for a bounded loss elsewhere.
 
-Every method proposes changes of the parameters: components and random directions at several sizes,
-downhill by the loss; steps down the gradient at the same sizes; fine-tuning of a few rates and
-lengths, the whole way that it moves the parameters or a part of it. Of each method's proposals the
+Every method proposes changes of the parameters. Components and random directions at several sizes,
+downhill by the loss, and steps down the gradient at the same sizes change what the directions are
+of, which may be a block of the network; fine-tuning of a few rates and lengths goes the whole way
+that it moves all of the network's parameters, or a part of it. Of each method's proposals the
 one that mends most counter-examples of the selection set, and loses at most `allowed` of its other
 examples, is counted on the test set. Fine-tuning fits what it is trained on, so it is trained on
 two thirds of the selection set and chosen on the rest.
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from lib.features import Progress
 from lib.gradients.flat import flatten
-from lib.npeff.perturb import block, random_directions
+from lib.npeff.perturb import block, n_positions, random_directions
 from lib.npeff.repair import Split, Workbench
 from lib.npeff.store import Parameters
 from lib.training import Recipe, train
@@ -45,7 +46,7 @@ RECIPES = tuple(  # of fine-tuning: the grammar's own batches and rate, and lowe
     Recipe(epochs, 100, lr, optimizer="adam") for lr in (3e-4, 1e-3, 5e-3) for epochs in (3, 10, 30)
 )
 
-Proposal = tuple[str, int, float, Tensor]  # method, candidate or -1, size, change [m]
+Proposal = tuple[str, int, float, Tensor]  # method, candidate or -1, size, change [m], see `_moved`
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,15 @@ def repair_within(
         )
     if min(len(bench.selection.counter), len(bench.selection.elsewhere)) < 2:
         raise ValueError("want at least 2 examples of each kind in the selection set")
-    zero = bench.change(torch.zeros_like(bench.directions.unit[0]))
-    before = bench.accuracy_after(zero, bench.test)
+    moved = {method: _moved(bench, method) for method in METHODS}
+    zero = {method: torch.zeros(n_positions(moved[method])) for method in METHODS}
+    before = bench.accuracy_after(zero[TUNED], bench.test, moved[TUNED])
     trained, kept_back = _thirds(bench.selection)
     judges = dict.fromkeys(METHODS, bench.selection) | {TUNED: kept_back}
-    start = {method: bench.accuracy_after(zero, judge) for method, judge in judges.items()}
-    best: dict[str, tuple[float, int, float, Tensor]] = dict.fromkeys(METHODS, (0.0, -1, 0.0, zero))
+    start = {m: bench.accuracy_after(zero[m], judges[m], moved[m]) for m in METHODS}
+    best: dict[str, tuple[float, int, float, Tensor]] = {
+        method: (0.0, -1, 0.0, zero[method]) for method in METHODS
+    }
     tried = dict.fromkeys(METHODS, 0)
     proposed = chain(
         _along(bench, candidates, sizes, generator, progress),
@@ -108,20 +112,28 @@ def repair_within(
         _tuned(bench, trained.rows, recipes, generator),
     )
     for method, candidate, size, change in proposed:
-        mended, lost = (bench.accuracy_after(change, judges[method]) - start[method]).tolist()
+        after = bench.accuracy_after(change, judges[method], moved[method])
+        mended, lost = (after - start[method]).tolist()
         tried[method] += 1
         if mended > best[method][0] and lost >= -allowed:
             best[method] = (mended, candidate, size, change)
     outcomes = {}
     n = torch.tensor([len(bench.test.counter), len(bench.test.elsewhere)], dtype=torch.float64)
     for method, (_, candidate, size, change) in best.items():
-        after = bench.accuracy_after(change, bench.test)
+        after = bench.accuracy_after(change, bench.test, moved[method])
         error = ((after * (1 - after) + before * (1 - before)) / n).sqrt()  # unpaired: an excess
-        selected = bench.accuracy_after(change, judges[method]) - start[method]
+        selected = bench.accuracy_after(change, judges[method], moved[method]) - start[method]
         outcomes[method] = Outcome(
             candidate, size, tried[method], selected, after - before, error * (size != 0)
         )
     return outcomes
+
+
+def _moved(bench: Workbench, method: str) -> Parameters:
+    """What a method changes: what the directions are of, or all parameters of the network."""
+    if method != TUNED:
+        return bench.directions.parameters
+    return tuple((name, tuple(w.shape)) for name, w in bench.model.named_parameters())
 
 
 def _along(
@@ -166,7 +178,7 @@ def _tuned(
     bench: Workbench, rows: Tensor, recipes: Sequence[Recipe], generator: torch.Generator
 ) -> Iterator[Proposal]:
     x, y = (t[rows.to(t.device)] for t in bench.data)
-    parameters = bench.directions.parameters
+    parameters = _moved(bench, TUNED)
     start = _flat(bench.model, parameters)
     for recipe in recipes:
         model = train(copy.deepcopy(bench.model), x, y, recipe, generator=generator)

@@ -83,7 +83,7 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
         "paper": BERT | RESNET50 | {"recovery_starts": 5},
     },
     "32_perturbations": {
-        "quick": GRAMMAR | DIGITS | {"n_draws": 10},
+        "quick": GRAMMAR | DIGITS | {"n_draws": 19},
         "full": SNLI | CIFAR | {"n_draws": 5},
         "paper": BERT | RESNET50 | {"n_draws": 5},
     },

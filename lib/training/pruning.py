@@ -128,7 +128,8 @@ def reestimate_batch_norms(
 
     Args:
         x: training inputs `[n, ...]`, drawn in an order from the generator, again from the start
-            where there are fewer than `n_batches` batches.
+            where there are fewer than `n_batches` batches; what is left over after the whole
+            batches of an order is not used.
 
     Raises:
         ValueError: no inputs.
@@ -157,7 +158,8 @@ def reestimate_batch_norms(
 def _orders(n: int, size: int, count: int, generator: torch.Generator) -> Sequence[Tensor]:
     found: list[Tensor] = []
     while len(found) < count:
-        found += torch.randperm(n, generator=generator).split(size)
+        # a last batch that is not whole would count for as much as a whole one
+        found += torch.randperm(n, generator=generator).split(size)[: max(1, n // size)]
     return found[:count]
 
 

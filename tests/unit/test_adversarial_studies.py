@@ -45,6 +45,32 @@ def study() -> SimpleNamespace:
     )
 
 
+def test_the_threshold_is_calibrated_with_the_seed_of_the_run(monkeypatch: pytest.MonkeyPatch):
+    class Calibrated(Exception):
+        pass
+
+    def rules_of(at: object, model: object, *, seed: int = 0) -> None:
+        raise Calibrated(seed)
+
+    size = SimpleNamespace(
+        n_train=8,
+        n_test=4,
+        n_probe=8,
+        keep=[1],
+        recipe={"epochs": 1, "batch_size": 4, "lr": 0.1},
+        attack={"eps": 0.1, "step": 0.1, "n_steps": 1},
+        evaluation={"eps": 0.1, "step": 0.1, "n_steps": 1},
+    )
+    monkeypatch.setattr(studies.cases, "fetch_run", lambda *args, **options: {1: {}})
+    monkeypatch.setattr(studies.cases, "network", lambda *args: None)
+    monkeypatch.setattr(studies.cases, "setting", lambda *args: None)
+    monkeypatch.setattr(studies.cases, "permuted", lambda *args: None)
+    monkeypatch.setattr(studies.cases, "rules_of", rules_of)
+    monkeypatch.setattr(studies, "robustness", lambda *args, **options: None)
+    with pytest.raises(Calibrated, match="2"):
+        studies.fetch_study(size, 2)
+
+
 def test_what_was_planted_is_counted(study: SimpleNamespace):
     standard, robust = (studies.counts_of(study, arm) for arm in studies.ARMS)
     assert {k: int(v.sum()) for k, v in standard.items()} == {

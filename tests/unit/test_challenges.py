@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from lib import config
 from lib.data import challenges
 from lib.data.base import DamagedData, Expected, MissingData
-from lib.data.nlp import NLI_LABELS, REVISED
+from lib.data.nlp import NLI_LABELS, REVISED, load_snli, stems_of
 
+REAL = config.data_root()
 HANS_COLUMNS = ("split", "gold_label", "sentence1", "sentence2", "heuristic")
 HANS_ROWS = [
     ("eval", "entailment", "The judge and the actor ran.", "The judge ran.", "subsequence"),
@@ -60,6 +62,35 @@ def test_a_set_holds_its_test_pairs_in_the_order_of_the_file(tmp_path: Path, nam
     assert set(found.kind) == {rows[0][columns.index(c)] for c in challenges.CHALLENGES[name].kind}
     assert found.take(torch.tensor([2, 0])).y.tolist() == [2, 0]
     assert str(tmp_path) not in str(found.provenance)
+
+
+def test_pairs_with_a_sentence_of_training_are_dropped(tmp_path: Path):
+    file, columns, rows = NLI_ROWS["Breaking NLI"]
+    digest = write(tmp_path / file, columns, rows)
+    whole = challenges.load("Breaking NLI", tmp_path, expected=Expected({file: digest}, (1, 1, 1)))
+    trained = [("a RED car 0", "Something."), ("The blue car.", "A red car, 2?")]  # 0 and 2
+    found = challenges.unseen(whole, trained)
+    assert found.text == (("A red car 1.", "A blue car."),)
+    assert found.y.tolist() == [1]
+    assert found.kind == ("colors",)
+    assert "1 of 3 pairs of Breaking NLI share no sentence" in str(found.provenance)
+    assert not len(challenges.unseen(whole, [("A truck.", "a blue car")]))
+    assert challenges.unseen(whole, [("A truck.", "a blue bus")]).text == whole.text
+
+
+@pytest.mark.skipif(not (REAL / REVISED).is_file(), reason="no SNLI below DATA_ROOT")
+@pytest.mark.parametrize(
+    ("name", "n"), [("counterfactual SNLI", 402), ("Breaking NLI", 8121), ("MNLI", 1999)]
+)
+def test_published_pairs_share_no_sentence_with_training(name: str, n: int):
+    trained = load_snli(REAL, revised=True, form=stems_of).train.text
+    found = challenges.unseen(challenges.load(name, REAL), trained)
+    assert len(found) == n
+    sides = [
+        {" ".join(stems_of(sentence)) for pair in text for sentence in pair}
+        for text in (trained, found.text)
+    ]
+    assert not sides[0] & sides[1]
 
 
 def test_hans_tells_entailment_from_everything_else(tmp_path: Path):

@@ -262,6 +262,14 @@ def test_many_top_images_warn_and_too_many_are_refused():
         soft_wpmi(acts, p, k=301)
 
 
+@pytest.mark.parametrize("similarity", ["wpmi", "soft_wpmi", "soft_wpmi_z"])
+@pytest.mark.parametrize("k", [-1, 0, 2.5, float("nan"), float("inf")])
+def test_a_number_of_top_images_that_is_none_is_refused(similarity: str, k: float):
+    _, p = random_case()
+    with pytest.raises(ValueError, match="as a whole number from 1"):
+        clip_dissect(p, similarity=similarity, k=k)
+
+
 def test_another_order_of_images_is_refused():
     acts, p = random_case()
     detector = clip_dissect(p, similarity="cos")

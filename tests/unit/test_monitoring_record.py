@@ -1,5 +1,6 @@
 """Thresholds, the embedding space, Algorithm 1, its statistics, and monitoring while training."""
 
+import functools
 import random
 import sys
 
@@ -27,9 +28,9 @@ from lib.monitoring.detectors import SIMILARITIES, clip_dissect
 from lib.monitoring.dissection import NetworkDissection
 from lib.monitoring.live import ConceptMonitor
 from lib.monitoring.live_pictures import LivePlot, so_far
-from lib.monitoring.record import Probe, Trace, checkpoint_files, observe
+from lib.monitoring.record import Probe, Trace, checkpoint_files, observe, scores_of
 from lib.monitoring.space import Space, concept_weights, fit_basis, load_basis
-from lib.monitoring.stored import fetch_scores
+from lib.monitoring.stored import fetch_scores, hash_of
 from lib.monitoring.together import scores_together
 
 C, D, N = 12, 8, 400
@@ -300,6 +301,39 @@ def test_a_cached_second_checkpoint_has_its_own_scores(tmp_path, monkeypatch):
             assert a.h.equal(b.h)
             assert a.concepts.equal(b.concepts)
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
+
+
+def test_images_that_are_prepared_otherwise_have_their_own_scores(tmp_path, monkeypatch):
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
+    model, detectors = built(), [clip_dissect(similarities(), similarity="cos")]
+    found = []
+    for prepare in (lambda raw: raw, lambda raw: -5 * raw.flip(0)):
+        at = Probe(images(), torch.arange(N), prepare=prepare)
+        cached = fetch_scores(model, at, ["0"], detectors)["cos", "0"]
+        plain = scores_of(model, at, ["0"], detectors)["cos", "0"]
+        assert cached.h.equal(plain.h)
+        found.append(cached)
+    assert not found[0].h.equal(found[1].h)
+
+
+def test_a_probe_is_named_by_what_a_network_is_shown():
+    x, ids = images(), torch.arange(N)
+    names = {
+        hash_of(Probe(x, ids)),
+        hash_of(Probe(x, ids, prepare=functools.partial(torch.mul, other=2))),
+        hash_of(Probe(x, ids, prepare=functools.partial(torch.mul, other=3))),
+        hash_of(Probe(x + 1, ids)),
+        hash_of(Probe(x, ids + 1)),
+        hash_of(Probe(x, ids), source=ids),
+    }
+    assert len(names) == 6
+    hash_of(Probe(x, ids, prepare=lambda raw: raw.mul_(2)))
+    assert x.equal(images())  # a step in place leaves the probe as it is
+
+
+def test_unknown_categories_are_refused():
+    with pytest.raises(ValueError, match=r"color, object, part.*; got 'animal'"):
+        ConceptSet(("cat", "red"), ("animal", "color"))
 
 
 def test_bad_streams_are_refused():

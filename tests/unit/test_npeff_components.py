@@ -130,7 +130,6 @@ def test_most_tuned_components_are_of_different_concepts() -> None:
         0.2,
         0.3,
         torch.ones(4).double(),
-        0.4,
     )
     assert studies.most_tuned(tuned, 3) == [1, 3, 2]
     assert studies.most_tuned(tuned, 4) == [1, 3, 2, 0]

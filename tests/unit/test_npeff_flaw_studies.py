@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -175,6 +177,28 @@ def test_bounds_hold_where_changes_are_chosen_and_the_network_is_left_as_it_was(
     }  # fmt: skip
 
 
+def test_fine_tuning_changes_parameters_outside_the_block_too(monkeypatch):
+    bed, small = flawed(), workbench(5)
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False))
+    model[0].weight.data = torch.eye(3)
+    model[1].weight.data = bed.model[0].weight.data
+    block = replace(small.directions, parameters=(("1.weight", (2, 3)),))
+    bench = replace(small, model=model, directions=block)
+
+    def forget_the_last_feature(copy: nn.Module, *_: object, **__: object) -> nn.Module:
+        copy[0].weight.data[2, 2] = 0.0
+        return copy
+
+    monkeypatch.setattr(repair_within, "train", forget_the_last_feature)
+    generator = torch.Generator().manual_seed(0)
+    found = repair_within.repair_within(
+        bench, torch.tensor([0]), generator=generator, recipes=SHORT
+    )["fine-tuning"]
+    assert found.size == pytest.approx(0.75)  # three quarters of the way do
+    assert found.gain[0] > 0.1
+    assert torch.equal(model[0].weight.data, torch.eye(3))
+
+
 @pytest.mark.parametrize(
     "options",
     [{"sizes": ()}, {"sizes": (0.2, 0.1)}, {"balances": (1.0,)}, {"allowed": -0.1}],
@@ -195,7 +219,9 @@ def test_a_repair_that_costs_too_much_counts_as_none():
 
 def test_claims_without_candidates_are_not_run_and_others_are_of_the_candidates(expanded):
     bench = flaw_studies.bench_of(expanded, "flawed", n_candidates=3, seed=0)
-    gains = Gains(*torch.tensor([[0.0] * 3, [0.01, 0, 0.2], [0.0] * 3, [0.004, 0.3, 0]]))
+    nothing, found, null = [0.0] * 3, [0.01, 0, 0.2], [0.004, 0.3, 0]
+    on_selection, null_on_selection = [0.1, 0.3, 0.5], [0.2, 0.1, 0.3]
+    gains = Gains(*torch.tensor([nothing, found, on_selection, nothing, null, null_on_selection]))
     none = flaw_studies.Bench(*list(vars(bench).values())[:3], torch.tensor([7, 7, 0]),
                               bench.selection, bench.test)  # fmt: skip
     assert flaw_studies.raised(none, gains) is None
@@ -203,7 +229,8 @@ def test_claims_without_candidates_are_not_run_and_others_are_of_the_candidates(
     two = flaw_studies.Bench(*list(vars(bench).values())[:3], torch.tensor([9, 8, 0]),
                              bench.selection, bench.test)  # fmt: skip
     assert flaw_studies.raised(two, gains)[0] == 0.5
-    assert flaw_studies.gain_beyond_random(two, gains)[0] == pytest.approx(0.01 - 0.3)
+    # the second component and the first random direction are the best of the selection half
+    assert flaw_studies.gain_beyond_random(two, gains)[0] == pytest.approx(0 - 0.004)
 
 
 def test_pictures_of_flaws_name_what_they_show():

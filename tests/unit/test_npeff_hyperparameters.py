@@ -42,6 +42,11 @@ def test_runs_with_fewer_entries_hold_less_of_the_norm_and_find_planted_componen
     assert all(float(row["ours"]) > float(row["examples permuted"]) for row in rows)
 
 
+def test_more_entries_than_the_fishers_hold_are_refused(mixtures):
+    with pytest.raises(ValueError, match="the entries that were kept, got 1000000"):
+        studies.at_k(mixtures, (24, 1_000_000), 4, n=100, seeds=(0,), steps=5)
+
+
 def test_a_split_component_has_two_counterparts_and_a_missing_one_none():
     a, b, c = torch.eye(3).repeat_interleave(20, dim=0).T
     half = (torch.arange(60) % 2).float()

@@ -306,8 +306,8 @@ def test_planted_components_are_selective(planted) -> None:
     )
     summary = selectivity.summarise(found.ratio(), norm, random)
     assert summary.n == 4
-    assert summary.share_above_norm == 1
-    assert summary.share_above_random == 1
+    assert (found.ratio() > norm).all()
+    assert (found.ratio() > random.amax(1)).all()
     assert summary.median_kl > 2 * summary.median_random
 
 
@@ -428,7 +428,5 @@ def test_summary_leaves_out_what_is_undefined() -> None:
     norm, random = torch.ones(5), torch.ones(5, 3)
     found = selectivity.summarise(kl, norm, random)
     assert (found.n, found.n_undefined, found.median_kl) == (3, 2, 4)
-    assert found.p_norm == pytest.approx(0.25)  # all three above: 2 / 2^3
-    assert selectivity.summarise(norm, norm, random).p_norm == 1
     with pytest.raises(ValueError, match="no component"):
         selectivity.summarise(kl[2:3], norm[:1], random[:1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from lib.data.base import Provenance
 from lib.npeff import divergence, fisher, perturb_sizes, perturb_studies, store, testbeds
 from lib.npeff.coefficients import fit_coefficients
-from lib.npeff.components import Components
+from lib.npeff.components import Components, fishers_of
 from lib.npeff.decomposition import unit
 from lib.npeff.diagonal import decompose_diagonal
 from lib.npeff.factorise import decompose
@@ -51,6 +52,19 @@ def found(kind: str) -> tuple[Components, store.Fishers]:
 @pytest.fixture(scope="module")
 def low_rank() -> tuple[Components, store.Fishers]:
     return found(store.LOW_RANK)
+
+
+def test_more_entries_than_an_example_has_are_refused():
+    with pytest.raises(ValueError, match="1 <= k <= "):
+        fishers_of(bed(), "fit", kind=store.LOW_RANK, k=1_000_000)
+
+
+def test_a_random_direction_is_above_nineteen_others_one_time_in_twenty():
+    ratios = torch.rand(4000, 20, generator=torch.Generator().manual_seed(0))
+    share, error = perturb_studies.share_above_all(
+        SimpleNamespace(kl=ratios[:, 0], random=ratios[:, 1:])
+    )
+    assert abs(share - 0.05) < 3 * error
 
 
 def test_groups_with_parameters_of_their_own_move_alone(low_rank):

@@ -73,7 +73,6 @@ def test_planted_flaw_is_found_and_mended_without_damage(case) -> None:
     assert best.size < 0  # less trust in input 1
     # on two parameters a random direction may be as good, but most are not
     assert found.net(best) > sum(found.net(c) for c in found.random) / len(found.random)
-    assert found.largest >= found.net(best)
     assert torch.equal(case["model"].weight, before)
 
 
@@ -100,7 +99,6 @@ def test_candidates_never_raise_the_loss_and_the_best_has_the_least(case) -> Non
     assert losses[found.best] == min(losses)
     assert found.gradient.loss <= found.before.loss
     assert found.tuned.loss < found.before.loss
-    assert (found.n_gradients, found.n_losses) == (1, 5 * len(SIZES))
 
 
 def test_random_directions_choose_their_sizes_as_candidates_do(case) -> None:
@@ -185,6 +183,7 @@ def test_fixed_moves_gain_what_a_copy_of_the_model_does(case) -> None:
         assert found.same[i].item() == pytest.approx(max(test[1:]) - test[0])
         sign = 1 if selection[1] >= selection[2] else 2
         assert found.other[i].item() == pytest.approx(test[sign] - test[0])
+        assert found.selected[i].item() == pytest.approx(selection[sign] - selection[0])
     assert found.other.argmax() == case["candidates"].tolist().index(FLAW)
     assert found.other.max() > found.random_other.max()
     assert (found.same >= found.other).all()

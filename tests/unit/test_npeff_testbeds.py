@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -61,11 +62,16 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return Reads(n_words)
 
     def load(name: str, root: object) -> Challenge:
-        text, y = pairs(40)
+        _, y = pairs(40)
+        text = tuple(
+            (f"dog {name} {i}", f"{WORDS[k]} {name} {i}") for i, k in enumerate(y.tolist())
+        )
         if name == "HANS":
             y = torch.where(y == 0, 0, NOT_ENTAILMENT)
-            text = tuple(("a dog", "zebra") for _ in text)
-        return Challenge(text, y, ("kind",) * 40, NOTHING)
+            text = tuple((f"a dog {i}", "zebra") for i in range(40))
+        trained = pairs(2)[0]  # premise and hypothesis are SNLI's
+        y, about = torch.cat([y, torch.zeros(2, dtype=torch.int64)]), replace(NOTHING, name=name)
+        return Challenge(text + trained, y, ("kind",) * 42, about)
 
     monkeypatch.setattr(testbeds_snli, "_network", network)
     monkeypatch.setattr(testbeds_snli, "_load", lambda run: snli())
@@ -88,6 +94,15 @@ def test_examples_are_mixed_by_share_and_say_their_set(trained: list[int]):
     assert set(bed.fit.concept.tolist()) == set(range(6))  # mixed, not one after the other
     assert bed.accuracy == 1  # of SNLI alone
     assert trained == [30]
+
+
+def test_no_example_of_a_test_shares_a_sentence_with_training(trained: list[int]):
+    bed = testbeds.load("snli-challenges", RUN, n_fit=80, n_held_out=80, without=("HANS",))
+    own = {sentence for pair in snli().train.text for sentence in pair}
+    for part in (bed.fit, bed.held_out):
+        for (premise, hypothesis), concept in zip(part.text, part.concept.tolist(), strict=True):
+            assert concept == 0 or not {premise, hypothesis} & own
+    assert "40 of 42 pairs of MNLI share no sentence" in bed.provenance.note
 
 
 def test_hans_is_judged_by_entailment_or_not(trained: list[int]):

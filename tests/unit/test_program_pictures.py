@@ -79,16 +79,6 @@ def test_conjunction_rows_name_the_common_concepts(found: Search):
     assert second["top examples have in common"] == "nothing"
 
 
-def test_rule_rows_name_the_best_rule():
-    rules = torch.arange(60) % 3
-    w = torch.stack([(rules == 2).double(), (rules == 0).double()], 1)
-    match = concepts.match_rules(w, rules, seed=0, n_top=10, n_permutations=9)
-    rows = pictures.rule_rows(match, ("a", "b", "c"))
-    assert [row["best rule"] for row in rows] == ["c", "a"]
-    assert rows[0]["precision of the top"] == 1
-    assert rows[0]["p"] == pytest.approx(0.1)
-
-
 def test_purity_curves_are_those_of_the_search(found: Search):
     levels = (0.8, 0.9, 1.0)
     axes = pictures.purity_curves({"components": found}, levels).axes

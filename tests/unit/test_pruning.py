@@ -149,6 +149,24 @@ def test_batch_norms_are_estimated_as_means_over_batches_and_nothing_else_change
     assert model[1].momentum == 0.1
 
 
+def test_batch_norms_are_estimated_from_whole_batches_where_there_is_one():
+    x = torch.randn(9, 3, generator=torch.Generator().manual_seed(3))
+    for n, expected in ((9, 8), (5, 5)):
+        model = torch.nn.Sequential(torch.nn.BatchNorm1d(3)).eval()
+        pruning.reestimate_batch_norms(
+            model, x[:n], generator=torch.Generator().manual_seed(0), n_batches=1, batch_size=8
+        )
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:expected]
+        assert_close(model[0].running_mean, x[order].mean(0))
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3)).eval()
+    pruning.reestimate_batch_norms(
+        model, x, generator=torch.Generator().manual_seed(0), n_batches=2, batch_size=8
+    )
+    g = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(9, generator=g)[:8] for _ in range(2)]
+    assert_close(model[0].running_mean, torch.stack([x[rows].mean(0) for rows in orders]).mean(0))
+
+
 def dense() -> Checkpoints:
     x, y = data()
     generator = torch.Generator().manual_seed(1)
