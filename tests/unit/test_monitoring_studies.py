@@ -129,7 +129,8 @@ def test_both_spaces_are_timed_from_the_network_to_its_units(monkeypatch: pytest
     assert found.ours.tolist() == [24.0, 24.0]  # embeddings, activations, scores
     assert found.learned_second.tolist() == [2.0, 2.0]
     assert found.ours_second.tolist() == [5.0, 5.0]
-    assert found.ratio == (pytest.approx(101 / 24), 0.0)
+    # rounds that agree say nothing of other machines
+    assert found.ratio == (pytest.approx(101 / 24), pytest.approx(101 / 96))
 
 
 def test_our_space_is_built_from_images_and_words_each_time(monkeypatch: pytest.MonkeyPatch):
