@@ -136,6 +136,9 @@ def bounded_repairs(found: Mapping[str, Outcome], allowed: float) -> Figure:
         axis.axvline(0, color="black", linewidth=0.6)
         axis.set(title=words, xlabel="change of accuracy (points)")
     right.axvline(-100 * allowed, color="black", linestyle=":", linewidth=1)
+    for row, outcome in enumerate(found.values()):
+        if outcome.size == 0:
+            left.text(0, row, " none mends any within the bound", va="center", fontsize=6)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     return fig

@@ -236,7 +236,11 @@ def test_claims_without_candidates_are_not_run_and_others_are_of_the_candidates(
 def test_pictures_of_flaws_name_what_they_show():
     pair = torch.tensor([0.1, 0.0], dtype=torch.float64)
     outcome = repair_within.Outcome(0, 0.1, 1, pair, pair, pair)
-    fig = flaw_pictures.bounded_repairs({"component": outcome}, 0.01)
+    nothing = repair_within.Outcome(-1, 0.0, 1, 0 * pair, 0 * pair, pair)
+    fig = flaw_pictures.bounded_repairs({"component": outcome, "random": nothing}, 0.01)
+    assert [(text.get_position()[1], text.get_text()) for text in fig.axes[0].texts] == [
+        (1, " none mends any within the bound")
+    ]
     assert [axis.get_title(loc="left") for axis in fig.axes] == [
         "counter-examples",
         "elsewhere",
