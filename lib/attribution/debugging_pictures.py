@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lib import figures
+from lib import figures, shares
 from lib.attribution import poisoning
 from lib.attribution.influence_pictures import mean_and_sd
 from lib.attribution.mislabels import NetworkOrders, Sweep
@@ -260,14 +260,8 @@ def attacks(study: Study, wide: float) -> Figure:
 def _shares(axis: Axes, found: Mapping[int, Attack], color: str, k: int, label: str) -> None:
     """Percent flipped with Wilson's 95% interval."""
     share = torch.tensor([attack.share[0] for attack in found.values()])
-    n, z = len(next(iter(found.values())).after), 1.96
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (share * (1 - share) / n + (z / (2 * n)) ** 2).sqrt()
-    # a share of 0 is its interval's own end, but for round-off
-    bars = [
-        percent((share - middle + half).clamp_min(0)),
-        percent((middle + half - share).clamp_min(0)),
-    ]
+    ends = torch.tensor([shares.interval(attack.flipped) for attack in found.values()])
+    bars = percent((ends - share[:, None]).abs().T)
     axis.errorbar(
         list(found), percent(share), bars, color=color, marker=MARKERS[k], linestyle=DASHES[k],
         capsize=2, label=label,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib import models, training
+from lib import models, shares, training
 from lib.attribution import convex, refits
 from lib.attribution.pools import SHIFT, Pool
 from lib.data.base import Split, sha256_of
@@ -207,9 +207,8 @@ class Attack:
 
     @property
     def share(self) -> tuple[float, float]:
-        """Share of targets flipped, and its binomial standard error."""
-        p, n = self.flipped.double().mean().item(), len(self.after)
-        return p, (p * (1 - p) / n) ** 0.5
+        """Share of targets flipped, and its standard error."""
+        return shares.share(self.flipped)
 
 
 def attack(

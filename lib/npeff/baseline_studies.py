@@ -7,7 +7,7 @@ known rules, a grouping is judged by how well its best group ranks the examples 
 
 Public names: `pooled`, `Grouping`, `by_components`, `by_clusters`, `by_factors`, `by_label`,
 `by_probe`, `find_rules`, `Finding`, `method_rows`, `spread_of_picks`, `gallery_rows`,
-`concept_slopes`, `concept_tests`, `Tested`, `cosine_rows`; for the claims `share_passing`,
+`concept_slopes`, `concept_tests`, `Tested`, `cosine_rows`; for the claims
 `random_beyond`, `largest_cosine`.
 
 Source: document 3, section 3.4; specification section 7 (k-means, TCAV). The comparison with known
@@ -33,6 +33,7 @@ from lib.npeff import baselines, concept_search, matching, nonnegative
 from lib.npeff.components import Components, Tuning, n_top, tuning
 from lib.npeff.concept_search import RuleMatch
 from lib.npeff.testbeds import Testbed
+from lib.shares import share
 
 N_DRAWS = 20
 
@@ -311,15 +312,9 @@ def cosine_rows(groups: Mapping[str, Grouping], *, seed: int) -> dict[str, tuple
     return found
 
 
-def share_passing(passes: Tensor) -> tuple[float, float]:
-    """Share of groups that pass, and its standard error."""
-    p = float(passes.double().mean())
-    return p, (p * (1 - p) / len(passes)) ** 0.5
-
-
 def random_beyond(tested: Tested) -> tuple[float, float]:
     """Share of random sets that pass Welch's test beyond its level, at least 0, and its error."""
-    p, error = share_passing(tested.tests.random_passes())
+    p, error = share(tested.tests.random_passes())
     return max(0.0, p - tested.tests.level), error
 
 

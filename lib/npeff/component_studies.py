@@ -2,7 +2,7 @@
 
 Public names: `kept_share`, `KeptShare`, `planted`, `recovery`, `Recovery`, `rule_match`,
 `label_of_rule`, `most_tuned`, `sentences`, `n_effective`, `use_of_examples`, `pairs`, `nearest`,
-`permuted_nearest`, `mass_by_module`; for the claims `mean_share`, `share_of`, `same_concept`,
+`permuted_nearest`, `mass_by_module`; for the claims `mean_share`, `same_concept`,
 `median_ratio`, `rules_found`, `over_pairs`.
 
 Source: document 3, sections 2.1, 2.2 and 3.3; specification sections 7 and 10 (check 6).
@@ -25,6 +25,7 @@ from lib.npeff.decomposition import Decomposition, explained
 from lib.npeff.factorise import decompose
 from lib.npeff.store import Fishers
 from lib.npeff.testbeds import Testbed
+from lib.shares import share
 
 N_CLASSES = 3
 LEVELS = (0.05, 0.5, 0.95)
@@ -246,17 +247,11 @@ def mean_share(shares: KeptShare, k: int) -> tuple[float, float]:
     return float(shares.mean[at]), float((shares.quantiles[at, -1] - shares.quantiles[at, 0]) / 2)
 
 
-def share_of(mask: Tensor) -> tuple[float, float]:
-    """Share of components, and its standard error."""
-    p = float(mask.double().mean())
-    return p, (p * (1 - p) / len(mask)) ** 0.5
-
-
 def same_concept(found: Components, tuning: Tuning) -> tuple[float, float]:
     """Share of components with the same most frequent concept on fitted and held-out examples."""
     _, top = use_of_examples(found.decomposition.coefficients)
     top = found.bed.fit.concept[top]
-    return share_of(top.mode(1).values == tuning.concept)
+    return share(top.mode(1).values == tuning.concept)
 
 
 def median_ratio(a: Tensor, b: Tensor) -> float:
@@ -266,7 +261,7 @@ def median_ratio(a: Tensor, b: Tensor) -> float:
 
 def rules_found(match: RuleMatch) -> tuple[float, float]:
     """Share of rules that a component ranks well and beyond chance, as `RuleMatch.found`."""
-    return share_of(match.found())
+    return share(match.found())
 
 
 def over_pairs(cosines: Mapping[str, Tensor]) -> tuple[float, float]:

@@ -25,7 +25,6 @@ from torch import Tensor
 from lib.features import Progress
 from lib.npeff import concept_search, perturb, repair, store
 from lib.npeff.coefficients import expand, fit_coefficients
-from lib.npeff.component_studies import share_of
 from lib.npeff.components import Components, fishers_of
 from lib.npeff.decomposition import Decomposition
 from lib.npeff.divergence import CHUNK
@@ -33,6 +32,7 @@ from lib.npeff.perturb import Directions
 from lib.npeff.repair import Gains, Repair, Split, Workbench
 from lib.npeff.repair_within import ALLOWED, COMPONENT, Outcome, repair_within
 from lib.npeff.testbeds import Testbed
+from lib.shares import share
 from lib.training import predict
 
 N_TOP, LEAST_WRONG = 16, 8  # top examples looked at, and how many must be mispredicted: document's
@@ -135,7 +135,7 @@ def shares_by_count(found: Expanded, *, seed: int, n_draws: int = 1000) -> dict[
 def count_difference(found: Expanded) -> tuple[float, float]:
     """Share of expanded minus share of general components with 8 of 16 mispredicted; its error."""
     mask = mispredicted(found) >= LEAST_WRONG
-    new, general = share_of(mask[: found.n_new]), share_of(mask[found.n_new :])
+    new, general = share(mask[: found.n_new]), share(mask[found.n_new :])
     return new[0] - general[0], (new[1] ** 2 + general[1] ** 2) ** 0.5
 
 
@@ -322,7 +322,7 @@ def raised(bench: Bench, found: Gains) -> tuple[float, float] | None:
     """
     if not bench.chosen.any():
         return None
-    return share_of(found.other[bench.chosen] >= RAISED)
+    return share(found.other[bench.chosen] >= RAISED)
 
 
 def gain_beyond_random(bench: Bench, found: Gains) -> tuple[float, float] | None:

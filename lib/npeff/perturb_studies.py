@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from lib import cache
 from lib.features import Progress
 from lib.npeff import perturb, selectivity
-from lib.npeff.component_studies import share_of
 from lib.npeff.components import Components
 from lib.npeff.divergence import FORWARD, REVERSE, Data
 from lib.npeff.perturb import SEQUENTIAL, TAU, Directions
@@ -37,6 +36,7 @@ from lib.npeff.perturb_diagonal import (
     measure_diagonal,
 )
 from lib.npeff.selectivity import Selectivity
+from lib.shares import share
 from lib.training import predict
 
 NORM = 0.1  # of a perturbation, the document's
@@ -332,7 +332,7 @@ def guard_rows(cases: Mapping[str, Mapping[str, Moved]]) -> list[dict[str, objec
 
 def share_above(case: Moved) -> tuple[float, float]:
     """Share of components with a KL-ratio above the PEF-norm ratio, and its standard error."""
-    return share_of(case.kl > case.norm)
+    return share(case.kl > case.norm)
 
 
 def share_above_all(case: Moved) -> tuple[float, float]:
@@ -340,7 +340,7 @@ def share_above_all(case: Moved) -> tuple[float, float]:
 
     Of n draws and one more the one more is above all n with probability 1 / (n + 1).
     """
-    return share_of(case.kl > case.random.amax(1))
+    return share(case.kl > case.random.amax(1))
 
 
 def shift(case: Moved) -> float:

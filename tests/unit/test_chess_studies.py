@@ -195,9 +195,8 @@ def test_a_flat_sweep_correlates_with_nothing() -> None:
     assert verdicts.rise_with_weight((0, 1, 2), [broken, broken, same[0]])[0] > 0.5
 
 
-def test_shares_and_differences_have_their_errors() -> None:
+def test_differences_have_their_errors() -> None:
     a, b = np.array([True] * 9 + [False]), np.array([True] * 4 + [False] * 6)
-    assert verdicts.share(a) == (0.9, pytest.approx(0.0949, abs=1e-3))
     assert verdicts.difference(a, b)[0] == pytest.approx(0.5)
     assert verdicts.difference(a, a) == (0.0, 0.0)
 

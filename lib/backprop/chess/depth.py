@@ -24,7 +24,7 @@ from lib.backprop.chess.detection import Guard, sample
 from lib.backprop.chess.outcomes import Outcome
 from lib.backprop.chess.reading import Reader
 from lib.backprop.chess.studies import CONCEPT, CONCEPTS, TAU, Bed
-from lib.backprop.chess.verdicts import share
+from lib.shares import share
 
 WEAK = 0.5  # S below which a failure is the probe's
 

@@ -12,7 +12,7 @@ import chess
 import numpy as np
 import torch
 
-from lib import figures
+from lib import figures, shares
 from lib.backprop.chess.boards import Boards, from_chess
 from lib.backprop.chess.concepts import CONCEPTS
 from lib.backprop.chess.edits import apply
@@ -156,10 +156,8 @@ def reader_rows(
     for (name, tau), o in made.items():
         found = comparison_rows(readers[name], [o])[0]
         wrong = ~o.truth[o.reached]
-        p, n = (float(wrong.mean()), len(wrong)) if len(wrong) else (float("nan"), 1)
-        exploit = "" if np.isnan(p) else (p, float(np.sqrt(p * (1 - p) / n)))
         row = {"reader": name, "tau": tau} | {k: found[k] for k in keep}
-        rows.append(row | {"exploits the probe": exploit})
+        rows.append(row | {"exploits the probe": shares.share(wrong) if len(wrong) else ""})
     return rows
 
 
@@ -238,21 +236,24 @@ def trace(made: Outcome, k: int) -> Figure:
 
 
 def sweep_panel(weights: Sequence[float], outcomes: Sequence[Outcome], final: Outcome) -> Figure:
-    """Shares of boards against the weight of the learned checker, and the beam's beside them."""
+    """Shares of boards against the weight of the learned checker, and the beam's beside them.
+
+    Bars are Wilson's 95% intervals.
+    """
     fig, axes = figures.panels(1, 1, width=4.6, height=2.2)
-    n = len(final.before)
-    shares = {
+    kinds = {
         "P >= .9": ([o.reached for o in outcomes], final.reached),
         "legal": ([o.legal for o in outcomes], final.legal),
         "confirmed": ([o.truth for o in outcomes], final.truth),
     }
     places = range(len(weights) + 1)
-    for k, (name, (found, beam)) in enumerate(shares.items()):
+    for k, (name, (found, beam)) in enumerate(kinds.items()):
         p = np.array([x.mean() for x in (*found, beam)])
-        bar = np.sqrt(p * (1 - p) / n)
+        ends = np.array([shares.interval(x) for x in (*found, beam)])
+        bars = np.abs(ends - p[:, None]).T
         role = list(ROLE)[k]
         axes[0].errorbar(
-            [x + 0.06 * (k - 1) for x in places], p, yerr=bar, label=name, color=ROLE[role],
+            [x + 0.06 * (k - 1) for x in places], p, yerr=bars, label=name, color=ROLE[role],
             marker=MARKERS[k], linestyle="none", capsize=2,
         )  # fmt: skip
         axes[0].plot(list(places)[:-1], p[:-1], color=ROLE[role], linestyle=DASHES[k], linewidth=1)

@@ -23,7 +23,8 @@ from lib.backprop.chess.search import Beam, maximise_boards
 from lib.backprop.chess.studies import Bed
 from lib.backprop.chess.typical import Typical, fit_typical
 from lib.backprop.chess.unmoves import has_predecessor, is_legal_with_history
-from lib.backprop.chess.verdicts import Value, share
+from lib.backprop.chess.verdicts import Value
+from lib.shares import share
 
 MODES = ("with recolouring", "typical", "with a move before it")
 KAPPA = 0.3  # logits a nat
@@ -136,10 +137,7 @@ def agreement(beam: Outcome, certificates: Sequence[Certificate]) -> tuple[float
     nothing was decided.
     """
     right = [_agrees(beam, k, c) for k, c in enumerate(certificates) if c.decided]
-    if not right:
-        return None
-    p = float(np.mean(right))
-    return p, float(np.sqrt(p * (1 - p) / len(right)))
+    return share(np.array(right)) if right else None
 
 
 def measured(

@@ -1,7 +1,6 @@
 """The numbers that notebook 53's claims are judged by.
 
-Public names: `share`, `difference`, `fall`, `best_layer`, `rise_with_weight`, `middle`,
-`measured`.
+Public names: `difference`, `fall`, `best_layer`, `rise_with_weight`, `middle`, `measured`.
 """
 
 from __future__ import annotations
@@ -19,14 +18,9 @@ from lib.backprop.chess.outcomes import Outcome, irrelevant_squares
 from lib.backprop.chess.pictures import n_legal_published
 from lib.backprop.chess.reading import Reader
 from lib.probes import ProbeReport
+from lib.shares import share
 
 Value = float | tuple[float, float] | None
-
-
-def share(flags: Flags) -> tuple[float, float]:
-    """Share of boards and its standard error."""
-    p = float(np.mean(flags))
-    return p, float(np.sqrt(p * (1 - p) / len(flags)))
 
 
 def difference(a: Flags, b: Flags) -> tuple[float, float]:

@@ -1,0 +1,44 @@
+"""Shares of things that are so or not: their standard error and interval, never of width zero.
+
+The usual sqrt(p (1 - p) / n) is 0 where all or none are so, as if fifteen of fifteen left no doubt
+about the next one. Wilson's interval keeps it.
+
+Public names: `interval`, `share`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Z = 1.96  # half a 95% interval of a normal distribution, in standard deviations
+
+
+def share(flags: Tensor | npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Share of flags `[n]` that are true, and its standard error: half `interval`, over 1.96.
+
+    Raises:
+        ValueError: no flags, or they are not bool `[n]`.
+    """
+    low, high = interval(flags)
+    return float(np.asarray(flags).mean()), (high - low) / (2 * Z)
+
+
+def interval(flags: Tensor | npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Wilson's 95% interval of the share of flags `[n]` that are true.
+
+    Raises:
+        ValueError: no flags, or they are not bool `[n]`.
+    """
+    from scipy.stats import binomtest
+
+    found = np.asarray(flags)
+    if found.dtype != np.bool_ or found.ndim != 1 or not found.size:
+        raise ValueError(f"want bool flags [n], n >= 1, got {found.dtype} {list(found.shape)}")
+    ends = binomtest(int(found.sum()), found.size).proportion_ci(0.95, "wilson")
+    return float(ends.low), float(ends.high)
