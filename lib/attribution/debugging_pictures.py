@@ -261,7 +261,7 @@ def _shares(axis: Axes, found: Mapping[int, Attack], color: str, k: int, label: 
     """Percent flipped with Wilson's 95% interval."""
     share = torch.tensor([attack.share[0] for attack in found.values()])
     ends = torch.tensor([shares.interval(attack.flipped) for attack in found.values()])
-    bars = percent((ends - share[:, None]).abs().T)
+    bars = [percent(side) for side in (ends - share[:, None]).abs().T]
     axis.errorbar(
         list(found), percent(share), bars, color=color, marker=MARKERS[k], linestyle=DASHES[k],
         capsize=2, label=label,

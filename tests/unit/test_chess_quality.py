@@ -17,6 +17,7 @@ from lib.backprop.chess.outcomes import Outcome, answered
 from lib.backprop.chess.reading import Reader
 from lib.models import initialise
 from lib.probes import Probe
+from lib.shares import share
 from tests.planted_boards import BARE, board, planted
 
 TAU = 0.9
@@ -108,8 +109,8 @@ def test_agreement_counts_answers_with_the_fewest_edits() -> None:
             "beam", reader, start, TAU, search.maximise_boards(reader, start, TAU, beam)
         )
 
-    assert quality.agreement(made(search.Beam()), counted) == (1.0, 0.0)
-    assert quality.agreement(made(search.Beam(depth=1)), counted) == (0.0, 0.0)
+    for beam, right in ((search.Beam(), True), (search.Beam(depth=1), False)):
+        assert quality.agreement(made(beam), counted) == share(np.full(2, right))
     rows = quality.certificate_rows(made(search.Beam()), counted)
     assert [(r["fewest edits"], r["positions"], r["beam has as many"]) for r in rows] == [
         ("2", 2, 2)
