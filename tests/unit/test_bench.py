@@ -29,6 +29,7 @@ def only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(rows, "ROWS", {"toy": lambda: row})
         peaks = {"ours": 1.0, "peer": 2.0}
         monkeypatch.setattr(run, "_peak_mib", lambda name, side: peaks[side])
+        monkeypatch.setattr(run, "_alone", run.measure)
         monkeypatch.setattr(run, "ROOT", tmp_path)
         return tmp_path / "build" / "bench.json"
 
@@ -61,6 +62,14 @@ def test_a_fast_row_that_takes_too_much_memory_fails(only, capsys) -> None:
     assert "peak +1 MiB of the peer's 2 (at most 25%)" in capsys.readouterr().out
     only(replace(toy(ours=0.001, peer=0.05), memory=0.5))
     assert run.main([]) == 0
+
+
+def test_a_row_of_another_process_is_read_as_it_was(only, capsys) -> None:
+    only(replace(toy(ours=0.001, peer=0.01), memory=0.5))
+    assert run.main(["--row", "toy"]) == 0
+    found = run._read(capsys.readouterr().out)
+    assert (found.name, found.memory, found.limit) == ("toy", 0.5, float("inf"))
+    assert found.ratio == found.peer_seconds / found.ours_seconds
 
 
 def test_an_unknown_row_is_named(only, capsys: pytest.CaptureFixture[str]) -> None:
