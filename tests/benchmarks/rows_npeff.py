@@ -253,8 +253,8 @@ def per_example_fishers() -> Row:
     """Sparse PEFs of a trained network, classes below a threshold left out.
 
     The peer is the Jacobian of the logits by ``vmap(jacrev)``, as one writes it with torch.func. It
-    takes and returns blocks of megabytes; with an allocator that keeps those it is twice as fast and
-    ours as before, so that the ratio is about 6 (glibc: both MALLOC_MMAP_THRESHOLD_ and
+    takes and returns blocks of megabytes; with an allocator that keeps those it is twice as fast
+    and ours as before, so that the ratio is about 6 (glibc: both MALLOC_MMAP_THRESHOLD_ and
     MALLOC_TRIM_THRESHOLD_ of 1073741824).
     """
     data = digits.load()

@@ -2,8 +2,9 @@
 
 A row is a job with two ways to do it, in a process of its own: what an earlier row has left behind
 (an allocator that keeps large blocks makes some peers twice as fast) would else decide. Each is run
-once to warm up and then five times in turns; medians are compared. Exit code 1 if a ratio is below its target or the results disagree. Without
-names of rows, the Pareto front of attribution methods (`pareto.py`) is measured last.
+once to warm up and then five times in turns; medians are compared. Exit code 1 if a ratio is below
+its target or the results disagree. Without names of rows, the Pareto front of attribution methods
+(`pareto.py`) is measured last.
 """
 
 from __future__ import annotations
