@@ -31,9 +31,11 @@ unexport PYTHONDONTWRITEBYTECODE  # without bytecode every notebook starts 25 s 
 AT_ONCE = export OMP_WAIT_POLICY="$${OMP_WAIT_POLICY:-passive}";
 
 PY   := $(VENV)/bin/python
+# The last parts first: they take longest.
+TEST_PARTS := $(addprefix test-part-,$(shell ls notebooks | grep '\.ipynb$$' | cut -c1 | sort -ru))
 PAGE := $(or $(FIGURES_DIR),figures)/index.html
 
-.PHONY: help figures test test-code test-notebooks lab claims gallery bench refresh lint data clean \
+.PHONY: help figures test test-code $(TEST_PARTS) lab claims gallery bench refresh lint data clean \
     clean-cache setup page
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
@@ -50,16 +52,17 @@ figures: setup  ## run every notebook that is stale; write figures, tables and t
 	$(PY) -m lib.engine.report "$$plan" || status=1; exit $$status
 
 test: setup  ## run all tests, and beside them the stored notebooks
-	+@$(AT_ONCE) $(MAKE) --no-print-directory -k -j2 test-code test-notebooks
+	+@$(AT_ONCE) $(MAKE) --no-print-directory -k -j2 test-code $(TEST_PARTS)
 
 test-code: setup
 	@$(PY) -m pytest tests
 
-# The tests keep one core busy, the notebooks the other; their report comes in one piece.
-test-notebooks: setup
-	@mkdir -p build; status=0; $(PY) -m pytest --nbval-lax notebooks --nbval-current-env \
-		--nbval-cell-timeout 1800 --nbval-sanitize-with tests/nbval.cfg > build/test-notebooks.log 2>&1 \
-		|| status=$$?; cat build/test-notebooks.log; exit $$status
+# Two cores: the tests on one, on the other the notebooks of a part, and whatever ends first is
+# followed by the next part. A part's report comes in one piece.
+$(TEST_PARTS): test-part-%: setup
+	@mkdir -p build; status=0; $(PY) -m pytest --nbval-lax notebooks/$*[0-9]_*.ipynb \
+		--nbval-current-env --nbval-cell-timeout 1800 --nbval-sanitize-with tests/nbval.cfg \
+		> build/$@.log 2>&1 || status=$$?; cat build/$@.log; exit $$status
 
 lab: setup  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
