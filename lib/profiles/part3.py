@@ -84,8 +84,8 @@ SIZES: dict[str, dict[str, dict[str, object]]] = {
     },
     "32_perturbations": {
         "quick": GRAMMAR | DIGITS | {"n_draws": 19},
-        "full": SNLI | CIFAR | {"n_draws": 5},
-        "paper": BERT | RESNET50 | {"n_draws": 5},
+        "full": SNLI | CIFAR | {"n_draws": 19},
+        "paper": BERT | RESNET50 | {"n_draws": 19},
     },
     "33_known_ground_truth": {
         "quick": PROGRAM | {"rs": (32,)},
