@@ -1,20 +1,17 @@
-"""Shares of things that are so or not: their standard error and interval, never of width zero.
+"""Means and shares with their standard error; that of a share is never zero.
 
 The usual sqrt(p (1 - p) / n) is 0 where all or none are so, as if fifteen of fifteen left no doubt
 about the next one. Wilson's interval keeps it.
 
-Public names: `interval`, `share`.
+Public names: `average`, `interval`, `share`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 Z = 1.96  # half a 95% interval of a normal distribution, in standard deviations
 
@@ -27,6 +24,14 @@ def share(flags: Tensor | npt.NDArray[np.bool_]) -> tuple[float, float]:
     """
     low, high = interval(flags)
     return float(np.asarray(flags).mean()), (high - low) / (2 * Z)
+
+
+def average(values: Tensor) -> tuple[float, float]:
+    """Mean of values `[n]` and its standard error, NaN if n is 1; of flags their `share`."""
+    if values.dtype == torch.bool:
+        return share(values)
+    wide = values.double()
+    return wide.mean().item(), wide.std().item() / len(wide) ** 0.5
 
 
 def interval(flags: Tensor | npt.NDArray[np.bool_]) -> tuple[float, float]:

@@ -80,10 +80,10 @@ def sweep_rows(sweeps: Sequence[Sweep], checked: float) -> list[dict[str, object
         for k, flips in enumerate(sweep.flips):
             row: dict[str, object] = {"λ": f"{sweep.lam:g}", "flipped": f"{flips:.0%}"}
             row |= {f"AUC, {name}": mean_and_sd(sweep.auc[j, k]) for j, name in _known(sweep)}
-            row["lost"] = _mean_and_error(100 * sweep.regained("random", flips, checked)[1])
+            row["lost"] = shares.average(100 * sweep.regained("random", flips, checked)[1])
             for name in sweep.orders:
                 won = 100 * sweep.regained(name, flips, checked)[0]
-                row[f"won back, {name}"] = _mean_and_error(won)
+                row[f"won back, {name}"] = shares.average(won)
             rows.append(row)
     return rows
 
@@ -91,10 +91,6 @@ def sweep_rows(sweeps: Sequence[Sweep], checked: float) -> list[dict[str, object
 def _known(sweep: Sweep) -> list[tuple[int, str]]:
     """Orders that know something."""
     return [(j, name) for j, name in enumerate(sweep.orders) if name != "random"]
-
-
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    return values.mean().item(), values.std().item() / len(values) ** 0.5
 
 
 def network_checks(studies: Sequence[NetworkOrders]) -> Figure:

@@ -18,6 +18,7 @@ from lib.backprop.images import Bed
 from lib.backprop.picture_measures import EMPTY, bright_fraction
 from lib.figures import CYCLE, MARKERS
 from lib.probes import ProbeReport
+from lib.shares import average
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,8 +181,8 @@ def measure_rows(bed: Bed, edits: Mapping[str, Edit], what: str) -> list[dict[st
                 "n": len(edit.after),
                 "probe": f"{edit.probe_before.mean():.2f} to {edit.probe_after.mean():.2f}",
                 "read again": round(edit.reread.mean().item(), 2),
-                {"hole": "gains a hole", "bright": "rise of bright share"}[what]: share(truth),
-                "new blobs": share(edit.new_blobs),
+                {"hole": "gains a hole", "bright": "rise of bright share"}[what]: average(truth),
+                "new blobs": average(edit.new_blobs),
                 "pixel MSE": edit.pixel_mse.mean().item(),
                 "outside [0, 1]": f"{edit.outside.mean():.1%}",
                 "nearest latent": round(edit.away(bed).median().item(), 2),
@@ -189,12 +190,6 @@ def measure_rows(bed: Bed, edits: Mapping[str, Edit], what: str) -> list[dict[st
             }
         )
     return rows
-
-
-def share(x: Tensor) -> tuple[float, float]:
-    """Mean over pictures and its standard error."""
-    wide = x.double()
-    return wide.mean().item(), (wide.std() / len(wide) ** 0.5).item()
 
 
 def probe_rows(name: str, official: tuple[float, float], report: ProbeReport) -> dict[str, object]:
@@ -224,10 +219,10 @@ def target_curves(
         "stays near the data": [e.stays_near(bed) for e in edits],
     }
     for k, (words, values) in enumerate(lines.items()):
-        mean, error = zip(*(share(v) for v in values), strict=True)
+        mean, error = zip(*(average(v) for v in values), strict=True)
         axes[0].errorbar(x, mean, error, marker=MARKERS[k], color=CYCLE[k], capsize=2, label=words)
     axes[0].set(ylabel="share of pictures, or mean P", ylim=(-0.05, 1.05))
-    mean, error = zip(*(share(e.pixel_mse) for e in edits), strict=True)
+    mean, error = zip(*(average(e.pixel_mse) for e in edits), strict=True)
     axes[1].errorbar(x, mean, error, marker="o", color=CYCLE[0], capsize=2)
     axes[1].set(ylabel="pixel MSE", ylim=(0, None))
     for axis in axes:

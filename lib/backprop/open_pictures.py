@@ -21,6 +21,7 @@ from lib.backprop.scaling_studies import Configuration, slope, slope_over_networ
 from lib.backprop.specificity_studies import Specificity
 from lib.backprop.weight_studies import Chosen, Front, Problem, decades, reached
 from lib.figures import CYCLE, DASHES, MARKERS, ROLE
+from lib.shares import average
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,20 +31,14 @@ QUARTERS = (0.25, 0.5, 0.75)
 Made = TypeVar("Made")
 
 
-def share(x: Tensor) -> tuple[float, float]:
-    """Mean and its standard error."""
-    wide = x.double()
-    return wide.mean().item(), (wide.std() / max(len(wide), 1) ** 0.5).item()
-
-
 def over_models(made: Sequence[Made], read: Callable[[Made], Tensor]) -> tuple[float, float]:
     """Mean over models of a mean over inputs, and its standard error over models.
 
     Of a single model the standard error is that over its inputs.
     """
     if len(made) == 1:
-        return share(read(made[0]))
-    return share(torch.stack([read(one).double().mean() for one in made]))
+        return average(read(made[0]))
+    return average(torch.stack([read(one).double().mean() for one in made]))
 
 
 def fronts(paths: Mapping[str, Front]) -> Figure:
@@ -239,7 +234,7 @@ def quality_panels(study: QualityStudy, sizes: Sequence[Configuration]) -> Figur
     ):
         for k, name in enumerate(dict.fromkeys(c.architecture for c in sizes)):
             of = [c for c in sizes if c.architecture == name]
-            mean, error = zip(*(share(getattr(c, field)) for c in of), strict=True)
+            mean, error = zip(*(average(getattr(c, field)) for c in of), strict=True)
             x = [c.n_weights for c in of]
             axis.errorbar(
                 x,
@@ -263,10 +258,10 @@ def threshold_rows(study: QualityStudy) -> list[dict[str, object]]:
     for world in WORLDS:
         mine = study.of(world)
         row: dict[str, object] = {"world": world, "probes": int(mine.sum())}
-        row["S"] = share(study.score[mine])
-        row["selectivity"] = share(study.selectivity[mine])
-        row["Q"] = share(study.quality[mine])
-        row["truth"] = share(study.truth[mine])
+        row["S"] = average(study.score[mine])
+        row["selectivity"] = average(study.selectivity[mine])
+        row["Q"] = average(study.quality[mine])
+        row["truth"] = average(study.truth[mine])
         for words, values in (("S", study.score), ("selectivity", study.selectivity)):
             row[f"least {words} for Q ≥ .8"] = _least(values[mine], study.quality[mine])
         rows.append(row)
@@ -288,10 +283,10 @@ def size_rows(sizes: Sequence[Configuration]) -> list[dict[str, object]]:
             "weights": c.n_weights,
             "accuracy": round(c.accuracy, 3),
             "S": round(c.score, 3),
-            "probe reads .9": share(c.success),
-            "ring closed": share(c.truth),
-            "edit on the gap": share(c.on_gap),
-            "D over least": share(c.distance),
+            "probe reads .9": average(c.success),
+            "ring closed": average(c.truth),
+            "edit on the gap": average(c.on_gap),
+            "D over least": average(c.distance),
             "gradients": round(c.gradients.mean().item(), 1),
             "what fails": c.failure or "-",
         }
@@ -335,8 +330,8 @@ def front_rows(volumes: Mapping[str, tuple[float, Tensor, Tensor]]) -> list[dict
         {
             "domain": name,
             "D that counts as 1": round(reach, 3),
-            "hypervolume of gain": share(gain),
-            "hypervolume of truth": share(truth),
+            "hypervolume of gain": average(gain),
+            "hypervolume of truth": average(truth),
         }
         for name, (reach, gain, truth) in volumes.items()
     ]

@@ -26,10 +26,11 @@ from lib.backprop import probe_quality_studies as quality_studies
 from lib.backprop import weight_problems as problems
 from lib.backprop import weight_studies as weights
 from lib.backprop.language_studies import Outcome, Subject
-from lib.backprop.open_pictures import over_models, share
+from lib.backprop.open_pictures import over_models
 from lib.backprop.specificity_studies import Specificity
 from lib.claims import Measured
 from lib.config import Run
+from lib.shares import average
 
 
 @dataclass(frozen=True)
@@ -159,14 +160,14 @@ def measured(
     four = [o for of in spoken.others["trained"].values() for o in of]
     return {
         "P5-50": min(weights.decades(d.chosen[0]) for d in weighed.values()),
-        "P5-51": share(done[0]),
-        "P5-52": share(done[1]),
+        "P5-51": average(done[0]),
+        "P5-52": average(done[1]),
         "P5-53": over_models(trained, lambda o: o.place == language.SUBJECT),
         "P5-54": over_models(trained, lambda o: o.after - o.rounded),
         "P5-55": _gap(*moved),
-        "P5-56": share(lure[0] - lure[1]),
-        "P5-63": share(torch.tensor([o.leak(words=False) for o in four])),
-        "P5-64": share(torch.tensor([o.leak(words=True) for o in four])),
+        "P5-56": average(lure[0] - lure[1]),
+        "P5-63": average(torch.tensor([o.leak(words=False) for o in four])),
+        "P5-64": average(torch.tensor([o.leak(words=True) for o in four])),
         **_quality(quality),
         "P5-60": _fall(sizes),
         "P5-61": leaks.accuracy(leaks.low),
@@ -183,8 +184,8 @@ def _quality(study: quality_studies.Study) -> dict[str, Measured]:
     unlabelled = study.quality[study.noise == 0.5] - quality_studies.CHANCE
     return {
         "P5-57": rank,
-        "P5-58": _gap(*map(share, good)) if min(map(len, good)) > 1 else None,
-        "P5-59": share(unlabelled),
+        "P5-58": _gap(*map(average, good)) if min(map(len, good)) > 1 else None,
+        "P5-59": average(unlabelled),
     }
 
 
@@ -198,7 +199,7 @@ def _fall(sizes: Sequence[scaling_studies.Configuration]) -> tuple[float, float]
     falls = []
     for name in sorted({c.architecture for c in sizes}):
         of = sorted((c for c in sizes if c.architecture == name), key=lambda c: c.n_weights)
-        falls.append(_gap(share(of[0].truth), share(of[-1].truth)))
+        falls.append(_gap(average(of[0].truth), average(of[-1].truth)))
     gaps, errors = zip(*falls, strict=True)
     return sum(gaps) / len(falls), math.hypot(*errors) / len(falls)
 

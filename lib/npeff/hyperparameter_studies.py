@@ -29,7 +29,7 @@ from lib.npeff.components import Components, Tuning, fetch_decomposition
 from lib.npeff.decomposition import explained, unit
 from lib.npeff.factorise import RATES, decompose
 from lib.npeff.store import Fishers
-from lib.shares import share
+from lib.shares import average, share
 
 DOCUMENT_KS = (16_384, 65_536, 262_144)
 DOCUMENT_PARAMETERS, DOCUMENT_CLASSES = 110_000_000, 3  # of BERT-base, and of language inference
@@ -313,8 +313,7 @@ def after(descent: Descent, share: float) -> tuple[float, float]:
     Source: document 3, figure 5 (700 and 1,100 of 1,500 steps); the last snapshot up to there.
     """
     at = int((descent.steps <= share * int(descent.steps[-1])).sum()) - 1
-    values = descent.similarity[at]
-    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+    return average(descent.similarity[at])
 
 
 def least_similar(found: Sequence[Sparse]) -> float:

@@ -40,3 +40,10 @@ def test_the_interval_covers_what_it_should():
 def test_what_is_no_flag_is_refused(bad: torch.Tensor):
     with pytest.raises(ValueError, match="want bool flags"):
         shares.share(bad)
+
+
+def test_the_average_of_flags_is_their_share_and_of_numbers_their_mean():
+    flags = torch.tensor([True, True, False])
+    assert shares.average(flags) == shares.share(flags)
+    assert shares.average(torch.tensor([1.0, 3.0])) == pytest.approx((2.0, 1.0))
+    assert shares.average(torch.tensor([1, 3])) == pytest.approx((2.0, 1.0))

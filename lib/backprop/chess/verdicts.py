@@ -18,7 +18,7 @@ from lib.backprop.chess.outcomes import Outcome, irrelevant_squares
 from lib.backprop.chess.pictures import n_legal_published
 from lib.backprop.chess.reading import Reader
 from lib.probes import ProbeReport
-from lib.shares import share
+from lib.shares import average, share
 
 Value = float | tuple[float, float] | None
 
@@ -103,7 +103,7 @@ def measured(
     return {
         "P5-30": fall(opening, (-1, tower[0]), (-1, tower[-1])),
         "P5-31": fall(opening, (-1, best), (0, best)),
-        "P5-32": (coin.score.mean().item(), coin.score.std().item() / len(coin.layers) ** 0.5),
+        "P5-32": average(coin.score),
         "P5-33": share(bop.reached),
         "P5-34": share(bop.legal),
         "P5-35": None if np.isnan(extra) else extra,
