@@ -216,7 +216,8 @@ def _verdict(claim: Claim, measured: Measured, profile: str, before: Mapping[str
         raise ValueError(f"{claim.id} was measured as NaN; a claim that cannot be measured is None")
     word = HOLDS if low <= value <= high else DIFFERS
     number = None if spread is None else float(spread)
-    row = {"verdict": word, "value": value, "spread": number}
+    kept = number if number is None or math.isfinite(number) else None  # as `save` writes it
+    row = {"verdict": word, "value": value, "spread": kept}
     renewed = os.environ.get(RENEWING) == "1"  # this row becomes the reference
     near = is_undecided({**before, **row} if renewed else before, row, claim.band)
     return Verdict(claim.id, word, float(value), number, low, high, claim.says, near)

@@ -276,3 +276,19 @@ def test_near_the_edge_is_said_of_what_the_reference_has_near_and_of_what_become
         assert ("near the edge" in str(claims.judge(run, measured)[0])) is near
     monkeypatch.setenv(claims.RENEWING, "1")
     assert "near the edge" in str(claims.judge(run, measured)[0])
+
+
+def test_an_unbounded_spread_is_judged_as_it_is_stored(
+    write: Write, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    write({"band": [0.5, 1.0]})
+    reference = tmp_path / "reference.json"
+    monkeypatch.setattr(claims, "REFERENCE", reference)
+    said = []
+    for renewing in ("1", "0"):
+        monkeypatch.setenv(claims.RENEWING, renewing)
+        found = claims.judge(run, {"P9-01": (0.2, float("inf"))})
+        said.append(str(found[0]))
+        claims.save(found, run)
+        reference.write_text(json.dumps(claims.results("quick", run.figures_dir.parent.parent)))
+    assert said[0] == said[1]
