@@ -27,7 +27,13 @@ def share(flags: Tensor | npt.NDArray[np.bool_]) -> tuple[float, float]:
 
 
 def average(values: Tensor) -> tuple[float, float]:
-    """Mean of values `[n]` and its standard error, NaN if n is 1; of flags their `share`."""
+    """Mean of values `[n]` and its standard error, NaN if n is 1; of flags their `share`.
+
+    Raises:
+        ValueError: no values, or they are not `[n]`.
+    """
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"want values [n], n >= 1, got {list(values.shape)}")
     if values.dtype == torch.bool:
         return share(values)
     wide = values.double()

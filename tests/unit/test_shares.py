@@ -42,6 +42,12 @@ def test_what_is_no_flag_is_refused(bad: torch.Tensor):
         shares.share(bad)
 
 
+@pytest.mark.parametrize("bad", [torch.ones(1, 3), torch.ones(0)])
+def test_an_average_is_over_one_axis(bad: torch.Tensor):
+    with pytest.raises(ValueError, match="want values"):
+        shares.average(bad)
+
+
 def test_the_average_of_flags_is_their_share_and_of_numbers_their_mean():
     flags = torch.tensor([True, True, False])
     assert shares.average(flags) == shares.share(flags)

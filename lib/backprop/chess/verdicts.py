@@ -103,7 +103,7 @@ def measured(
     return {
         "P5-30": fall(opening, (-1, tower[0]), (-1, tower[-1])),
         "P5-31": fall(opening, (-1, best), (0, best)),
-        "P5-32": average(coin.score),
+        "P5-32": average(coin.score.flatten()),
         "P5-33": share(bop.reached),
         "P5-34": share(bop.legal),
         "P5-35": None if np.isnan(extra) else extra,
