@@ -3,7 +3,7 @@
 The statistic is a function of the numbers of the rows that were drawn, so that a mean, a median,
 a ratio of means or a correlation take the same few lines.
 
-Public names: `interval`, `interval_about`.
+Public name: `interval`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def interval(
     generator: torch.Generator,
     n_draws: int = 1000,
     level: float = 0.95,
+    centred: bool = False,
 ) -> Tensor:
     """Percentile interval of a statistic over resamples of n rows.
 
@@ -34,6 +35,9 @@ def interval(
         generator: source of the resamples.
         n_draws: number of resamples.
         level: coverage aimed at.
+        centred: shift it so that the mean of the resamples is the value over all rows. For what
+            repeated rows bias, as they do a number of different things: resamples hold fewer, so
+            that the whole percentile interval may lie below the value (and a reflected one above).
 
     Returns:
         Lower and upper end, `[2, ...]`, in the dtype of the statistic.
@@ -55,28 +59,8 @@ def interval(
         )
     values = torch.cat(found, dim=-1)
     tails = [(1 - level) / 2, (1 + level) / 2]
-    return values.quantile(torch.tensor(tails, dtype=values.dtype, device=values.device), dim=-1)
-
-
-def interval_about(
-    statistic: Callable[[Tensor], Tensor],
-    n: int,
-    *,
-    generator: torch.Generator,
-    n_draws: int = 1000,
-    level: float = 0.95,
-) -> Tensor:
-    """As `interval`, shifted so that the mean of the resamples is the value over all rows.
-
-    For what repeated rows bias, as they do a number of different things: resamples hold fewer, so
-    that the whole percentile interval may lie below the value (and a reflected one above it).
-    """
-    found = []
-
-    def kept(rows: Tensor) -> Tensor:
-        found.append(statistic(rows))
-        return found[-1]
-
-    ends = interval(kept, n, generator=generator, n_draws=n_draws, level=level)
+    ends = values.quantile(torch.tensor(tails, dtype=values.dtype, device=values.device), dim=-1)
+    if not centred:
+        return ends
     value = statistic(torch.arange(n, device=generator.device)[None])[..., 0]
-    return ends - torch.cat(found, dim=-1).mean(-1) + value
+    return ends - values.mean(-1) + value

@@ -3,10 +3,12 @@
 The usual sqrt(p (1 - p) / n) is 0 where all or none are so, as if fifteen of fifteen left no doubt
 about the next one. Wilson's interval keeps it.
 
-Public names: `average`, `interval`, `share`.
+Public names: `average`, `gap`, `interval`, `share`.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,11 @@ def average(values: Tensor) -> tuple[float, float]:
         return share(values)
     wide = values.double()
     return wide.mean().item(), wide.std().item() / len(wide) ** 0.5
+
+
+def gap(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    """Difference of two means that do not depend on each other, and its standard error."""
+    return a[0] - b[0], math.hypot(a[1], b[1])
 
 
 def interval(flags: Tensor | npt.NDArray[np.bool_]) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from lib.backprop.open_pictures import over_models
 from lib.backprop.specificity_studies import Specificity
 from lib.claims import Measured
 from lib.config import Run
-from lib.shares import average
+from lib.shares import average, gap
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def measured(
         "P5-52": average(done[1]),
         "P5-53": over_models(trained, lambda o: o.place == language.SUBJECT),
         "P5-54": over_models(trained, lambda o: o.after - o.rounded),
-        "P5-55": _gap(*moved),
+        "P5-55": gap(*moved),
         "P5-56": average(lure[0] - lure[1]),
         "P5-63": average(torch.tensor([o.leak(words=False) for o in four])),
         "P5-64": average(torch.tensor([o.leak(words=True) for o in four])),
@@ -184,14 +184,9 @@ def _quality(study: quality_studies.Study) -> dict[str, Measured]:
     unlabelled = study.quality[study.noise == 0.5] - quality_studies.CHANCE
     return {
         "P5-57": rank,
-        "P5-58": _gap(*map(average, good)) if min(map(len, good)) > 1 else None,
+        "P5-58": gap(*map(average, good)) if min(map(len, good)) > 1 else None,
         "P5-59": average(unlabelled),
     }
-
-
-def _gap(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
-    """Difference of two means and its standard error."""
-    return a[0] - b[0], math.hypot(a[1], b[1])
 
 
 def _fall(sizes: Sequence[scaling_studies.Configuration]) -> tuple[float, float]:
@@ -199,7 +194,7 @@ def _fall(sizes: Sequence[scaling_studies.Configuration]) -> tuple[float, float]
     falls = []
     for name in sorted({c.architecture for c in sizes}):
         of = sorted((c for c in sizes if c.architecture == name), key=lambda c: c.n_weights)
-        falls.append(_gap(average(of[0].truth), average(of[-1].truth)))
+        falls.append(gap(average(of[0].truth), average(of[-1].truth)))
     gaps, errors = zip(*falls, strict=True)
     return sum(gaps) / len(falls), math.hypot(*errors) / len(falls)
 

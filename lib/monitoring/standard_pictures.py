@@ -31,12 +31,11 @@ def band(draws: measures.Statistic, n: int, *, centred: bool) -> tuple[Tensor, T
 
     Args:
         draws: rows of units to values at E checkpoints.
-        centred: about the value, see `bootstrap.interval_about`.
+        centred: about the value, see `bootstrap.interval`.
     """
     value = draws(torch.arange(n)[None])[:, 0]
     generator = torch.Generator().manual_seed(0)
-    how = bootstrap.interval_about if centred else bootstrap.interval
-    return value, how(draws, n, generator=generator, n_draws=400)
+    return value, bootstrap.interval(draws, n, generator=generator, n_draws=400, centred=centred)
 
 
 def _interval(

@@ -231,7 +231,9 @@ def spread(
 
     value = both(torch.arange(n)[None])[:, 0].tolist()
     generator = torch.Generator().manual_seed(seed)
-    low, high = bootstrap.interval_about(both, n, generator=generator, n_draws=n_draws).tolist()
+    low, high = bootstrap.interval(
+        both, n, generator=generator, n_draws=n_draws, centred=True
+    ).tolist()
     xy = trace.xy[at][chosen]
     own = (points - points.mean(0)).norm(dim=1).mean()
     radius = float((xy - xy.mean(0)).norm(dim=1).mean() / own)

@@ -32,7 +32,7 @@ from lib.npeff.perturb import Directions
 from lib.npeff.repair import Gains, Repair, Split, Workbench
 from lib.npeff.repair_within import ALLOWED, COMPONENT, Outcome, repair_within
 from lib.npeff.testbeds import Testbed
-from lib.shares import share
+from lib.shares import gap, share
 from lib.training import predict
 
 N_TOP, LEAST_WRONG = 16, 8  # top examples looked at, and how many must be mispredicted: document's
@@ -135,8 +135,7 @@ def shares_by_count(found: Expanded, *, seed: int, n_draws: int = 1000) -> dict[
 def count_difference(found: Expanded) -> tuple[float, float]:
     """Share of expanded minus share of general components with 8 of 16 mispredicted; its error."""
     mask = mispredicted(found) >= LEAST_WRONG
-    new, general = share(mask[: found.n_new]), share(mask[found.n_new :])
-    return new[0] - general[0], (new[1] ** 2 + general[1] ** 2) ** 0.5
+    return gap(share(mask[: found.n_new]), share(mask[found.n_new :]))
 
 
 @dataclass(frozen=True)

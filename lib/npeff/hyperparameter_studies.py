@@ -14,7 +14,6 @@ Source: document 3, section 3.3 and figure 5; specification sections 1.5, 2.4, 2
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from lib.npeff.components import Components, Tuning, fetch_decomposition
 from lib.npeff.decomposition import explained, unit
 from lib.npeff.factorise import RATES, decompose
 from lib.npeff.store import Fishers
-from lib.shares import average, share
+from lib.shares import average, gap, share
 
 DOCUMENT_KS = (16_384, 65_536, 262_144)
 DOCUMENT_PARAMETERS, DOCUMENT_CLASSES = 110_000_000, 3  # of BERT-base, and of language inference
@@ -336,5 +335,4 @@ def all_covered(runs: Mapping[int, Tensor], *, seed: int) -> dict[tuple[int, int
 
 def tuned_difference(a: Tuning, b: Tuning) -> tuple[float, float]:
     """Difference of two shares of tuned components, and its standard error."""
-    (pa, error), (pb, other) = (share(t.tuned) for t in (a, b))
-    return pa - pb, math.hypot(error, other)
+    return gap(*(share(t.tuned) for t in (a, b)))

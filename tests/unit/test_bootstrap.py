@@ -73,8 +73,8 @@ def test_a_centred_interval_is_about_the_value_and_as_wide():
 
     value = different(torch.arange(80)[None])[0]
     found = [
-        of(different, 80, generator=generator())
-        for of in (bootstrap.interval, bootstrap.interval_about)
+        bootstrap.interval(different, 80, generator=generator(), centred=centred)
+        for centred in (False, True)
     ]
     assert found[0][1] < value
     assert found[1][0] < value < found[1][1]

@@ -53,3 +53,7 @@ def test_the_average_of_flags_is_their_share_and_of_numbers_their_mean():
     assert shares.average(flags) == shares.share(flags)
     assert shares.average(torch.tensor([1.0, 3.0])) == pytest.approx((2.0, 1.0))
     assert shares.average(torch.tensor([1, 3])) == pytest.approx((2.0, 1.0))
+
+
+def test_errors_of_a_gap_add_by_squares():
+    assert shares.gap((0.9, 0.3), (0.5, 0.4)) == pytest.approx((0.4, 0.5))

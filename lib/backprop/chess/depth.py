@@ -11,7 +11,6 @@ Source: specification of document 5, section 7.2 (towers of 1, 3 and 6 blocks).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +23,7 @@ from lib.backprop.chess.detection import Guard, sample
 from lib.backprop.chess.outcomes import Outcome
 from lib.backprop.chess.reading import Reader
 from lib.backprop.chess.studies import CONCEPT, CONCEPTS, TAU, Bed
-from lib.shares import share
+from lib.shares import gap, share
 
 WEAK = 0.5  # S below which a failure is the probe's
 
@@ -119,5 +118,4 @@ def scales(found: Sequence[Depth]) -> tuple[float, float] | None:
     """
     if len(found) < 2:
         return None
-    (last, error), (first, other) = (share(found[k].made.truth) for k in (-1, 0))
-    return last - first, math.hypot(error, other)
+    return gap(*(share(found[k].made.truth) for k in (-1, 0)))
