@@ -180,8 +180,11 @@ def curves_by_size(
             says so by a slash or the word, are drawn on a logarithmic axis.
         chosen: the size that the other figures use, marked.
     """
+    from matplotlib.ticker import FuncFormatter
+
     fig, axes = figures.panels(1, len(found), height=2.3)
     roles = ("main", "second")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
     for axis, (title, (label, curves)) in zip(axes, found.items(), strict=True):
         for k, (words, quartiles) in enumerate(curves.items()):
             low, middle, high = quartiles.unbind(1)
@@ -197,6 +200,8 @@ def curves_by_size(
         axis.axvline(chosen, color="black", linestyle=":", linewidth=1)
         if "/" in label or "ratio" in label:
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(plain)
+            axis.yaxis.set_minor_formatter(plain)
             axis.axhline(1, color="black", linewidth=0.6)
         axis.set(xscale="log", title=title, xlabel="size of the step, L2", ylabel=label)
     figures.legend(fig, axes[0])

@@ -121,7 +121,7 @@ def detection_panels(maps: Mapping[str, Detection]) -> Figure:
     axes[1].set_xticks(range(len(short)), short, rotation=45, ha="right")
     axes[1].set_ylabel("S = 2 accuracy - 1")
     axes[1].set_title(f"all concepts, network: {opening.checkpoints[-1]}")
-    axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=2, fontsize=6)
+    figures.legend(fig, axes[1])
     return fig
 
 
