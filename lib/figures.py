@@ -149,7 +149,8 @@ def provenance(fig: Figure, run: Run, text: str) -> None:
 def legend(fig: Figure, axis: Axes, title: str | None = None) -> None:
     """One legend for all panels, above them, from the lines of `axis`."""
     handles, labels = axis.get_legend_handles_labels()
-    columns = min(len(labels), 5)
+    rows = -(-len(labels) // 5)
+    columns = -(-len(labels) // max(rows, 1))  # six make two rows of three, no row of one
     fig.legend(handles, labels, loc="outside upper center", ncols=columns, title=title)
 
 
